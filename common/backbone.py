@@ -1,0 +1,219 @@
+"""The backbone: a pre-trained timm model that the server holds, described so that anyone rebuilds it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from common.errors import InputError, UnsupportedModel, WeightsError
+from common.structure import Kind, Structure, discover
+
+Weights = Mapping[str, Tensor]
+"""A network's parameters and persistent buffers by name, as in its state dict."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a timm model is, without its weights: enough to build its skeleton anywhere.
+
+    `input_size` is (C, H, W); `mean` and `std` (C,) normalise inputs in [0, 1]; `arguments` go to
+    `timm.create_model` as they are; `classifier` names the module that maps features to classes.
+    """
+
+    model: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    classifier: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    timm_version: str = timm.__version__
+
+    @classmethod
+    def from_timm(
+        cls,
+        model: str,
+        *,
+        num_classes: int | None = None,
+        image_size: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Backbone:
+        """The description of a timm model: its defaults, at another image size or class count.
+
+        Raises UnsupportedModel for a name timm does not know (with near ones), for arguments that
+        the model refuses, and for models without a single linear classifier.
+        """
+        known = model.split(".")[0]
+        if not model.startswith("hf-hub:") and not timm.is_model(known):
+            near = difflib.get_close_matches(known, timm.list_models(), n=3, cutoff=0.5)
+            raise UnsupportedModel(
+                f"timm {timm.__version__} has no model {model!r}; "
+                + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+            )
+        arguments = dict(arguments or {})
+        network = _create(model, num_classes, arguments)
+        defaults = network.pretrained_cfg
+        channels, height, width = arguments.get("in_chans", 3), *defaults["input_size"][1:]
+        if image_size is not None and (height, width) != (image_size, image_size):
+            height = width = image_size
+            if defaults.get("fixed_input_size"):
+                arguments["img_size"] = image_size
+                network = _create(model, num_classes, arguments)
+        classifier = defaults["classifier"]
+        if not isinstance(classifier, str) or not isinstance(
+            network.get_submodule(classifier), nn.Linear
+        ):
+            raise UnsupportedModel(
+                f"{model} has no single linear classifier ({classifier!r}), which a device replaces "
+                "by its own; choose a model with one"
+            )
+        return cls(
+            model=model,
+            num_classes=network.get_submodule(classifier).out_features,
+            input_size=(channels, height, width),
+            mean=_per_channel(defaults["mean"], channels),
+            std=_per_channel(defaults["std"], channels),
+            interpolation=defaults["interpolation"],
+            classifier=classifier,
+            arguments=arguments,
+        )
+
+    def skeleton(self, num_classes: int | None = None) -> nn.Module:
+        """The network on the meta device: shapes without weights, in evaluation mode."""
+        return _create(self.model, num_classes or self.num_classes, dict(self.arguments)).eval()
+
+    def structure(self, kinds: tuple[Kind, ...] = ("internal",)) -> Structure:
+        """Its groups of coupled units of the given kinds; the rest is kept whole."""
+        found = discover(self.skeleton(), self.input_size, self.classifier, self.identity)
+        return found.only(kinds)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its structure depends on."""
+        return {
+            "timm": self.timm_version,
+            "model": self.model,
+            "arguments": dict(self.arguments),
+            "input_size": list(self.input_size),
+        }
+
+    @cached_property
+    def classifier_tensors(self) -> tuple[str, str]:
+        """The names of the classifier's weight and bias."""
+        return f"{self.classifier}.weight", f"{self.classifier}.bias"
+
+    def to_json(self) -> str:
+        """The description as JSON, the same text for the same backbone."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Backbone:
+        """The description in a JSON text; InputError if it is none."""
+        try:
+            data = json.loads(text)
+            for key in ("input_size", "mean", "std"):
+                data[key] = tuple(data[key])
+            return cls(**data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"this does not describe a backbone: {error!r}") from error
+
+
+def _create(model: str, num_classes: int | None, arguments: Mapping[str, Any]) -> nn.Module:
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        with torch.device("meta"):
+            return timm.create_model(model, pretrained=False, **classes, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"timm refuses {model} with {dict(classes, **arguments)}: {error}; "
+            "change the arguments or choose another model"
+        ) from error
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return tuple(float(value) for value in values)
+    return (sum(values) / len(values),) * channels
+
+
+def read_weights(path: Path, backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, float32, checked against the backbone's shapes.
+
+    Raises WeightsError naming the file and every tensor that is missing, unknown, of another shape,
+    or not finite. Pickled checkpoints are refused: they run code.
+    """
+    wanted = {name: tuple(t.shape) for name, t in backbone.skeleton().state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no file {path}; give a safetensors checkpoint") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is not a readable safetensors file ({error}); pickled checkpoints are refused, "
+            "convert them with safetensors.torch.save_file"
+        ) from error
+    problems = [f"{name} is missing" for name in wanted if name not in weights]
+    for name, tensor in weights.items():
+        if name not in wanted:
+            problems.append(f"{name} is not in the model")
+        elif tuple(tensor.shape) != wanted[name]:
+            problems.append(f"{name} is {tuple(tensor.shape)}, not {wanted[name]}")
+        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        shown = "; ".join(problems[:5]) + (
+            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        )
+        raise WeightsError(
+            f"{path} does not fit {backbone.model} with {backbone.num_classes} classes: {shown}. "
+            "Give the checkpoint of this model, or name the model of this checkpoint"
+        )
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
+
+
+def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """The weights that timm publishes for the model (this downloads them, or finds them cached)."""
+    try:
+        network = timm.create_model(
+            backbone.model,
+            pretrained=True,
+            num_classes=backbone.num_classes,
+            **backbone.arguments,
+        )
+    except Exception as error:
+        raise WeightsError(
+            f"timm's weights of {backbone.model} cannot be had here ({error}); "
+            "give a checkpoint file instead"
+        ) from error
+    return dict(network.state_dict())
+
+
+def weights_digest(weights: Weights) -> str:
+    """sha256 over names, shapes, types and bytes of all tensors, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def features(network: nn.Module, images: Tensor) -> Tensor:
+    """Pooled features (N, D) of images (N, C, H, W): what the classifier would be given."""
+    return network.forward_head(network.forward_features(images), pre_logits=True)

@@ -1,0 +1,65 @@
+"""Every error that maskvote raises on purpose, and the exit status that tells whose fault it was.
+
+    MaskvoteError
+    +-- InputError           the caller's: a value, a file or a budget that breaks a stated rule   exit 2
+    |   +-- MaskError            a mask that does not fit its structure
+    |   +-- WeightsError         weights that do not fit the backbone, or a file that is damaged
+    |   +-- TaskDataError        a task's images: none, unreadable, or too few classes
+    |   +-- BudgetError          a budget below the smallest sub-network, or not a number
+    |   +-- SignatureError       a signature that is malformed or from another probe
+    |   +-- UnsupportedModel     a timm model that is unknown or whose structure cannot be followed
+    +-- MismatchError        both sides are sound but do not belong together (digests differ)      exit 3
+    +-- LibraryError         the server's own store: damaged, locked, full, of another version     exit 4
+
+A message gives the value, the rule, and the next action, in one sentence each.
+"""
+
+from __future__ import annotations
+
+
+class MaskvoteError(Exception):
+    """Base of all; `exit_status` is what a command line returns for it."""
+
+    exit_status = 1
+
+
+class InputError(MaskvoteError, ValueError):
+    """A value that the caller gave breaks a stated rule."""
+
+    exit_status = 2
+
+
+class MaskError(InputError):
+    """A mask that does not fit its structure."""
+
+
+class WeightsError(InputError):
+    """Weights that do not fit the backbone, or a weights file that is damaged."""
+
+
+class TaskDataError(InputError):
+    """A task's images cannot be used."""
+
+
+class BudgetError(InputError):
+    """A budget that no sub-network fits, or that is not a number."""
+
+
+class SignatureError(InputError):
+    """A signature that is malformed or from another probe."""
+
+
+class UnsupportedModel(InputError):
+    """A timm model that is unknown, or whose structure cannot be followed."""
+
+
+class MismatchError(MaskvoteError):
+    """Two sound things that do not belong together: their digests differ."""
+
+    exit_status = 3
+
+
+class LibraryError(MaskvoteError):
+    """The library file is damaged, locked, full, or of another version."""
+
+    exit_status = 4

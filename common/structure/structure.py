@@ -1,0 +1,296 @@
+"""Structure: the groups of coupled units of a backbone, in a fixed order, and what each unit costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from common.errors import InputError, MismatchError
+
+FORMAT = 1
+
+Kind = Literal["internal", "residual"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one parameter or buffer that a group cuts.
+
+    `unit_of` is int32 (size of the dimension,): the unit that each index belongs to, -1 for none.
+    `reads` says that the dimension is summed over: its columns are where the units are read.
+    """
+
+    tensor: str
+    dim: int
+    unit_of: np.ndarray
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are cut together because their layers are coupled.
+
+    `name` is the first member's tensor and dimension (`layer1.0.conv1.weight:0`). A group is
+    `residual` when a sum of activations runs through it, else `internal`. Where it is not `exact`
+    a norm or mean is taken over its units: the cut network then differs from the masked one.
+    """
+
+    name: str
+    units: int
+    kind: Kind
+    exact: bool
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """constant x product over axes of (solid + sum over groups of per_unit x kept units)."""
+
+    constant: int
+    axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+
+    def at(self, kept: Sequence[int]) -> int:
+        """The term for a number of kept units in every group."""
+        value = self.constant
+        for solid, parts in self.axes:
+            value *= solid + sum(per_unit * int(kept[group]) for group, per_unit in parts)
+        return value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: terms, and terms for every class of its classifier."""
+
+    terms: tuple[Term, ...]
+    per_class: tuple[Term, ...]
+
+    def at(self, kept: Sequence[int], classes: int) -> int:
+        """The cost of keeping so many units of every group, with so many classes."""
+        per_class = sum(term.at(kept) for term in self.per_class)
+        return sum(term.at(kept) for term in self.terms) + classes * per_class
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The groups of a timm model and its costs; both sides must agree on it, hence its digest.
+
+    `model` names what it was found in: timm version, model name, arguments, input size; `classes`
+    is the width of the backbone's own classifier. Costs are exact for the cut network: parameters,
+    and floating-point operations per image as torch counts them (two per multiply-add).
+    """
+
+    model: Mapping[str, Any]
+    groups: tuple[Group, ...]
+    classes: int
+    parameter_cost: Cost
+    flop_cost: Cost
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Units of every group, in order."""
+        return tuple(group.units for group in self.groups)
+
+    @cached_property
+    def starts(self) -> Mapping[str, int]:
+        """Where each group's units start when all groups stand one after the other."""
+        offsets = np.cumsum([0, *self.sizes])
+        return {g.name: int(at) for g, at in zip(self.groups, offsets[:-1], strict=True)}
+
+    @property
+    def units(self) -> int:
+        """Units of all groups together."""
+        return sum(self.sizes)
+
+    @property
+    def smallest(self) -> tuple[int, ...]:
+        """The fewest units a sub-network may keep, per group: one."""
+        return (1,) * len(self.groups)
+
+    def group(self, name: str) -> Group:
+        """The group of that name; KeyError names those there are."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no group {name!r}; there are {', '.join(self.starts)}")
+
+    def parameters(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
+        """Parameters of the network that keeps so many units of every group, for so many classes.
+
+        By default all units, and the backbone's classes.
+        """
+        return self.parameter_cost.at(
+            self.sizes if kept is None else kept, self.classes if classes is None else classes
+        )
+
+    def flops(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
+        """Floating-point operations per image of that network."""
+        return self.flop_cost.at(
+            self.sizes if kept is None else kept, self.classes if classes is None else classes
+        )
+
+    @cached_property
+    def dims(self) -> Mapping[str, tuple[tuple[int, np.ndarray], ...]]:
+        """For every tensor that a mask cuts: its dimensions, each with the unit of every index.
+
+        Units are numbered over all groups; what is never cut has the number `units`, so that a mask
+        extended by one True answers for it.
+        """
+        ids: dict[str, dict[int, np.ndarray]] = {}
+        for group in self.groups:
+            start = self.starts[group.name]
+            for member in group.members:
+                per_dim = ids.setdefault(member.tensor, {})
+                into = per_dim.setdefault(
+                    member.dim, np.full(member.unit_of.shape, self.units, dtype=np.int64)
+                )
+                own = member.unit_of >= 0
+                into[own] = start + member.unit_of[own]
+        return {tensor: tuple(sorted(per_dim.items())) for tensor, per_dim in ids.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over everything a mask's meaning depends on: the model and its groups."""
+        data = json.loads(self.to_json())
+        meaning = [data[key] for key in ("format", "model", "groups", "patterns")]
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+    def only(self, kinds: Sequence[Kind]) -> Structure:
+        """The structure with groups of some kinds alone; the others are kept whole."""
+        chosen = [index for index, group in enumerate(self.groups) if group.kind in kinds]
+        return self._restricted(chosen, "left out by choice")
+
+    def without(self, reasons: Mapping[str, str]) -> Structure:
+        """The structure with some groups frozen: name -> why."""
+        chosen = [i for i, group in enumerate(self.groups) if group.name not in reasons]
+        return self._restricted(chosen, reasons)
+
+    def _restricted(self, chosen: Sequence[int], reason: str | Mapping[str, str]) -> Structure:
+        place = {old: new for new, old in enumerate(chosen)}
+
+        def narrow(term: Term) -> Term:
+            axes = []
+            for solid, parts in term.axes:
+                whole = sum(n * self.sizes[g] for g, n in parts if g not in place)
+                left = tuple((place[g], n) for g, n in parts if g in place)
+                axes.append((solid + whole, left))
+            return Term(term.constant, tuple(axes))
+
+        def narrow_cost(cost: Cost) -> Cost:
+            return Cost(
+                merged([narrow(term) for term in cost.terms]),
+                merged([narrow(term) for term in cost.per_class]),
+            )
+
+        dropped = {
+            g.name: reason if isinstance(reason, str) else reason[g.name]
+            for i, g in enumerate(self.groups)
+            if i not in place
+        }
+        return Structure(
+            self.model,
+            tuple(self.groups[i] for i in chosen),
+            self.classes,
+            narrow_cost(self.parameter_cost),
+            narrow_cost(self.flop_cost),
+            {**self.frozen, **dropped},
+        )
+
+    def to_json(self) -> str:
+        """The structure as JSON, the same text for the same structure."""
+        patterns: dict[bytes, int] = {}
+        rows: list[list[int]] = []
+
+        def pattern(unit_of: np.ndarray) -> int:
+            key = unit_of.tobytes()
+            if key not in patterns:
+                patterns[key] = len(rows)
+                rows.append(unit_of.tolist())
+            return patterns[key]
+
+        groups = [
+            [g.name, g.units, g.kind, g.exact,
+             [[m.tensor, m.dim, pattern(m.unit_of), m.reads] for m in g.members]]
+            for g in self.groups
+        ]  # fmt: skip
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "model": dict(self.model),
+                "groups": groups,
+                "patterns": rows,
+                "classes": self.classes,
+                "parameters": _cost_to_lists(self.parameter_cost),
+                "flops": _cost_to_lists(self.flop_cost),
+                "frozen": dict(self.frozen),
+            },
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Structure:
+        """The structure of a JSON text.
+
+        Raises InputError on what is no structure, MismatchError on another format.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise MismatchError(
+                    f"the structure has format {data['format']}, this version reads {FORMAT}; "
+                    "use the same version of maskvote on both sides"
+                )
+            rows = [np.asarray(row, dtype=np.int32) for row in data["patterns"]]
+            groups = tuple(
+                Group(name, int(units), kind, bool(exact), tuple(
+                    Member(tensor, int(dim), rows[row], bool(reads))
+                    for tensor, dim, row, reads in members))
+                for name, units, kind, exact, members in data["groups"]
+            )  # fmt: skip
+            return cls(
+                data["model"],
+                groups,
+                int(data["classes"]),
+                Cost(*map(_terms, data["parameters"])),
+                Cost(*map(_terms, data["flops"])),
+                data["frozen"],
+            )
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"this is not a structure: {error!r}; fetch it again") from error
+
+
+def _cost_to_lists(cost: Cost) -> list:
+    return [[[t.constant, t.axes] for t in terms] for terms in (cost.terms, cost.per_class)]
+
+
+def _terms(data: list) -> tuple[Term, ...]:
+    return tuple(
+        Term(
+            int(constant),
+            tuple(
+                (int(solid), tuple((int(g), int(n)) for g, n in parts)) for solid, parts in axes
+            ),
+        )
+        for constant, axes in data
+    )
+
+
+def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Terms over the same axes as one, in a fixed order; axes without units are constants."""
+    together: dict[tuple, int] = {}
+    for term in terms:
+        constant = term.constant
+        for solid, parts in term.axes:
+            constant *= 1 if parts else solid
+        axes = tuple(sorted(axis for axis in term.axes if axis[1]))
+        together[axes] = together.get(axes, 0) + constant
+    return tuple(Term(constant, axes) for axes, constant in sorted(together.items()))
