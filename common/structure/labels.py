@@ -253,4 +253,3 @@ def _without_broadcast_dims(block: Block, shape: tuple[int, ...]) -> Block | Non
         return block
     dims = tuple(dim for axis, dim in enumerate(block.dims) if axis not in single)
     return Block(dims, block.labels.squeeze(tuple(single))) if dims else None
-

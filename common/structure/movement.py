@@ -107,8 +107,7 @@ def drop(coupling: Coupling, tensor: Labelled, dims: Sequence[int]) -> Labelled:
     """The tensor without some dimensions, each of them of one index (or already reduced)."""
     gone = {dim % len(tensor.shape) for dim in dims}
     place = {
-        dim: index
-        for index, dim in enumerate(d for d in range(len(tensor.shape)) if d not in gone)
+        dim: index for index, dim in enumerate(d for d in range(len(tensor.shape)) if d not in gone)
     }
     blocks = []
     for block in tensor.blocks:

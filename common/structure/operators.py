@@ -34,7 +34,9 @@ class Operations(Coupling):
     def read(self, activation: Labelled, dim: int, parameter: Labelled, parameter_dim: int) -> None:
         """A parameter's dimension is summed with an activation's: it reads those units."""
         labels = self.along(parameter, parameter_dim)
-        self.couple(self.along(activation, dim), labels, "what it is multiplied with is not cuttable")
+        self.couple(
+            self.along(activation, dim), labels, "what it is multiplied with is not cuttable"
+        )
 
     def scale(self, activation: Labelled, dim: int, *parameters: Labelled | None) -> None:
         """Parameters (size,) act index by index along an activation's dimension."""
@@ -46,7 +48,7 @@ class Operations(Coupling):
                     "the tensor it scales is not cuttable",
                 )
 
-    def count_work(self, constant: float, *factors: Labels | None | int) -> None:
+    def count_work(self, constant: float, *factors: Labels | int | None) -> None:
         """Record floating-point operations: a constant times how many indices of each factor remain."""
         number, labels = constant, []
         for factor in factors:
@@ -396,9 +398,7 @@ def _alone(block: Block | None) -> bool:
 def _attention(o: Operations, a: Arguments, shape: Any) -> Labelled:
     why = "attention mixes positions and the width of a head"
     rank = len(shape)
-    parts = [
-        o.keep_whole(a[part], [rank - 2, rank - 1], why) for part in ("query", "key", "value")
-    ]
+    parts = [o.keep_whole(a[part], [rank - 2, rank - 1], why) for part in ("query", "key", "value")]
     mask = a["attn_mask"]
     if mask is not None:
         parts.append(o.keep_whole(mask, [len(mask.shape) - 2, len(mask.shape) - 1], why))
@@ -435,9 +435,7 @@ def pointwise(o: Operations, name: str, tensors: list[Labelled], shape: Any) -> 
     return result
 
 
-def _unknown(
-    o: Operations, tensors: Sequence[Labelled | None], shape: Any, name: str
-) -> Any:
+def _unknown(o: Operations, tensors: Sequence[Labelled | None], shape: Any, name: str) -> Any:
     """Freeze what an operation without a rule touches."""
     o.unknown.append(name)
     for tensor in tensors:

@@ -276,9 +276,7 @@ def _terms(data: list) -> tuple[Term, ...]:
     return tuple(
         Term(
             int(constant),
-            tuple(
-                (int(solid), tuple((int(g), int(n)) for g, n in parts)) for solid, parts in axes
-            ),
+            tuple((int(solid), tuple((int(g), int(n)) for g, n in parts)) for solid, parts in axes),
         )
         for constant, axes in data
     )

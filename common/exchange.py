@@ -1,0 +1,185 @@
+"""What crosses between device and server, and the protocol that both doors satisfy.
+
+A device is offered the backbone's description, its structure and the probe; it describes its task,
+is assigned a sub-network, and contributes the mask it ends with.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from common.backbone import Backbone
+from common.errors import BudgetError, InputError
+from common.mask import Mask
+from common.signature import Probe, TaskSignature
+from common.structure import Structure
+from common.subnetwork import SubNetwork
+
+Method = Literal["smsp", "mvp"]
+METHODS: tuple[Method, ...] = ("smsp", "mvp")
+
+REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a device can afford: a share of the backbone's units, or a number of parameters.
+
+    Exactly one is given. `keep_ratio` is in (0, 1]; `parameters` counts the whole network that the
+    device ends with, its own classifier included. `headroom` is how many times the budget the device
+    can hold while it adapts (at least 1): MVP starts larger and prunes down.
+    """
+
+    keep_ratio: float | None = None
+    parameters: int | None = None
+    headroom: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.keep_ratio is None) == (self.parameters is None):
+            raise BudgetError(
+                f"a budget is one of keep_ratio ({self.keep_ratio}) and parameters "
+                f"({self.parameters}); give exactly one"
+            )
+        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
+            raise BudgetError(f"the keep ratio is {self.keep_ratio}; it lies in (0, 1]")
+        if self.parameters is not None and not self.parameters >= 1:
+            raise BudgetError(f"the budget is {self.parameters} parameters; it is at least 1")
+        if not 1 <= self.headroom < math.inf:
+            raise BudgetError(f"the headroom is {self.headroom}; it is a number of at least 1")
+
+    @property
+    def while_adapting(self) -> Budget:
+        """The budget that the headroom allows while the device adapts."""
+        if self.keep_ratio is not None:
+            return Budget(keep_ratio=min(1.0, self.keep_ratio * self.headroom))
+        assert self.parameters is not None
+        return Budget(parameters=int(self.parameters * self.headroom))
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a library stands for, and what a device needs before it can ask: fetched once."""
+
+    backbone: Backbone
+    structure: Structure
+    probe: Probe
+
+
+@dataclass(frozen=True)
+class TaskDescription:
+    """A device's request: the signature of its task, and what it can afford.
+
+    `request_id` (32 hexadecimal digits, drawn by the device) makes asking twice the same as once.
+    """
+
+    request_id: str
+    signature: TaskSignature
+    budget: Budget
+    method: Method = "smsp"
+
+    def __post_init__(self) -> None:
+        check_request_id(self.request_id)
+        if self.method not in METHODS:
+            raise InputError(f"there is no method {self.method!r}; choose {' or '.join(METHODS)}")
+
+
+def check_request_id(request_id: str) -> None:
+    """Raise InputError unless this is a request id."""
+    if not REQUEST_ID.fullmatch(request_id):
+        raise InputError(
+            f"the request id is {request_id[:40]!r}; it is 32 hexadecimal digits, drawn at random"
+        )
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A task of the library that voted: its entry, and how similar its task is, in [0, 1]."""
+
+    entry: str
+    similarity: float
+
+
+Origin = Literal["vote", "importance"]
+"""Where a mask came from: neighbours' votes, or, in an empty library, the backbone's own importance."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The server's answer: a sub-network within the budget, and how far it is to be pruned down.
+
+    `target` are the units per group that the contributed mask keeps, at most those of the
+    sub-network's mask: what the device drops, and what it does not, is what the library learns. With
+    `rounds` above 0 the network itself is pruned down to it (MVP); with 0 it stays (SMSP).
+    """
+
+    request_id: str
+    method: Method
+    origin: Origin
+    subnetwork: SubNetwork
+    target: tuple[int, ...]
+    rounds: int
+    neighbours: tuple[Neighbour, ...]
+
+    def __post_init__(self) -> None:
+        held = self.subnetwork.mask.counts
+        if len(self.target) != len(held) or any(
+            not 1 <= want <= have for want, have in zip(self.target, held, strict=True)
+        ):
+            raise InputError(
+                f"the target keeps {self.target} of {held} units per group; it keeps at least one "
+                "and at most what is held"
+            )
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a device gives back: its mask, and how well the network did that it stands for.
+
+    Accuracies, in [0, 1], are on images that took no part in anything else; before is after batch
+    norm and the classifier were fitted and no iteration was done.
+    """
+
+    request_id: str
+    mask: Mask
+    accuracy_before: float
+    accuracy_after: float
+    iterations: int
+
+    def __post_init__(self) -> None:
+        check_request_id(self.request_id)
+        for name in ("accuracy_before", "accuracy_after"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it lies in [0, 1]")
+        if not 0 <= self.iterations < 2**31:
+            raise InputError(f"{self.iterations} iterations; it is a number from 0")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The server's word that a contribution is stored: its entry, and how many the library holds."""
+
+    entry: str
+    entries: int
+
+
+class Coordinator(Protocol):
+    """The server, to a device: in this process or behind a door."""
+
+    def offer(self) -> Offer:
+        """What the device needs before it asks."""
+
+    def assign(self, task: TaskDescription) -> Assignment:
+        """A sub-network that the masks of the nearest tasks voted for, within the budget.
+
+        Raises MismatchError for a signature of another probe, BudgetError where nothing fits.
+        """
+
+    def record(self, contribution: Contribution) -> Receipt:
+        """Store a contribution; the same one again gives the same receipt.
+
+        Raises InputError for a request that was never assigned, or a contribution that differs from
+        one already stored; LibraryError where it cannot be stored.
+        """

@@ -1,0 +1,128 @@
+"""Iterative pruning: rounds of fine-tuning, each of which drops the units that matter least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from common.backbone import Backbone
+from common.errors import InputError
+from common.fine_tune import (
+    FineTuneSettings,
+    classify_by_means,
+    fine_tune,
+    recalibrate_batch_norm,
+)
+from common.importance import Taylor
+from common.mask import Mask, Scores
+from common.subnetwork import cut, rebuild
+from common.task_data import Task
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """How units are dropped: in so many rounds, the last of them `settle` of all iterations early.
+
+    What is left of the iterations tunes the network at its final size.
+    """
+
+    rounds: int = 3
+    settle: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 <= self.settle < 1:
+            raise InputError(
+                f"{self.rounds} rounds and a settling share of {self.settle}; needed are at least "
+                "one round and a share in [0, 1)"
+            )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network cut to its task: what it is, the mask that says so, and how its units rank."""
+
+    network: nn.Module
+    mask: Mask
+    scores: Scores
+
+
+def fit(
+    network: nn.Module,
+    backbone: Backbone,
+    task: Task,
+    settings: FineTuneSettings,
+    generator: torch.Generator,
+) -> None:
+    """Everything that costs no gradient: batch-norm statistics, then a classifier from class means."""
+    recalibrate_batch_norm(network, task.train, generator, settings.calibration_images)
+    classifier = network.get_submodule(backbone.classifier)
+    classify_by_means(network, classifier, task.train, len(task.classes))
+
+
+def prune_iteratively(
+    network: nn.Module,
+    backbone: Backbone,
+    mask: Mask,
+    target: Sequence[int],
+    task: Task,
+    settings: FineTuneSettings,
+    pruning: PruningSettings,
+    generator: torch.Generator,
+    *,
+    after_iteration: Callable[[int, nn.Module], None] | None = None,
+) -> Pruned:
+    """Prune a network, as `mask` left it, down to `target` units per group, tuning as it goes.
+
+    Each round tunes for its share of the iterations, ranks units by first-order Taylor on the
+    batches it saw, and cuts the network by an equal factor. Units of every group never grow; a
+    target above what is held keeps what is held. `after_iteration` gets iterations done and the network.
+    """
+    if mask.structure.units == 0:
+        raise InputError("nothing of this backbone can be cut; choose other kinds of groups")
+    target = [min(want, held) for want, held in zip(target, mask.counts, strict=True)]
+    start = mask.counts
+    pruned_at = round(settings.iterations * (1 - pruning.settle))
+    done = 0
+    for number in range(1, pruning.rounds + 1):
+        until = round(pruned_at * number / pruning.rounds)
+        taylor = Taylor(network, mask)
+        part = replace(settings, iterations=max(until - done, 1))
+        fine_tune(
+            network,
+            task.train,
+            part,
+            generator,
+            after_backward=taylor.observe,
+            after_iteration=_relay(after_iteration, done, network),
+        )
+        done += part.iterations
+        share = number / pruning.rounds
+        counts = [
+            want if number == pruning.rounds else max(want, round(n * (want / n) ** share))
+            for n, want in zip(start, target, strict=True)
+        ]
+        smaller = Mask.keep_top(mask.structure, taylor.scores(), counts)
+        network = rebuild(backbone, cut(network.state_dict(), smaller, within=mask))
+        mask = smaller
+        recalibrate_batch_norm(network, task.train, generator, settings.calibration_images)
+    taylor = Taylor(network, mask)
+    fine_tune(
+        network,
+        task.train,
+        replace(settings, iterations=max(settings.iterations - done, 1)),
+        generator,
+        after_backward=taylor.observe,
+        after_iteration=_relay(after_iteration, done, network),
+    )
+    return Pruned(network, mask, taylor.scores())
+
+
+def _relay(
+    after_iteration: Callable[[int, nn.Module], None] | None, done: int, network: nn.Module
+) -> Callable[[int], None] | None:
+    if after_iteration is None:
+        return None
+    return lambda count: after_iteration(done + count, network)

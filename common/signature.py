@@ -1,0 +1,155 @@
+"""Signature: what a device tells about its task. Class means of features, never an image or a name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.errors import MismatchError, SignatureError
+from common.fine_tune import all_features
+from common.structure import Structure
+from common.subnetwork import SubNetwork
+from common.task_data import LabelledImages
+
+VERSION = 1
+MAX_CLASSES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSignature:
+    """Per class of a task: the mean of its images' features in the probe, and how many they were.
+
+    `means` is float16 (K, D), K in 2..1000; `counts` is int32 (K,), each at least 1. Classes have
+    no names and no order. `probe` is the digest of the probe whose features they are. Raises
+    SignatureError with every rule that is broken.
+    """
+
+    probe: str
+    means: np.ndarray
+    counts: np.ndarray
+
+    def __post_init__(self) -> None:
+        means, counts = np.asarray(self.means), np.asarray(self.counts)
+        problems = []
+        if means.dtype != np.float16 or means.ndim != 2:
+            problems.append(f"means are {means.dtype} {means.shape}, not float16 (classes, width)")
+        elif not np.isfinite(means).all():
+            problems.append(f"{int((~np.isfinite(means)).sum())} means are NaN or infinite")
+        if counts.dtype != np.int32 or counts.shape != means.shape[:1]:
+            problems.append(f"counts are {counts.dtype} {counts.shape}, not int32 (classes,)")
+        elif not 2 <= len(counts) <= MAX_CLASSES:
+            problems.append(f"{len(counts)} classes; from 2 to {MAX_CLASSES} make a task")
+        elif (counts < 1).any():
+            problems.append(f"a class of {int(counts.min())} images; each has at least one")
+        if problems:
+            raise SignatureError(f"this is no signature: {'; '.join(problems)}; compute it again")
+        for name, array in (("means", means), ("counts", counts)):
+            array = array.copy()
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskSignature) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.counts)
+
+    @property
+    def images(self) -> int:
+        """How many images it was computed from."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over version, probe, shape and values."""
+        digest = hashlib.sha256(f"{VERSION} {self.probe} {self.means.shape}".encode())
+        digest.update(self.means.tobytes())
+        digest.update(self.counts.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The small fixed network that every device computes its signature with, and a public mean.
+
+    It is a sub-network of the backbone, so it travels as one. `center` is float32 (D,): the mean
+    feature of the server's own images, which is what all tasks share and none is told by.
+    """
+
+    subnetwork: SubNetwork
+    center: np.ndarray
+
+    def __post_init__(self) -> None:
+        center = np.asarray(self.center, dtype=np.float32)
+        if center.ndim != 1 or not np.isfinite(center).all():
+            raise SignatureError(f"the probe's center is {center.shape}; needed: finite (width,)")
+        object.__setattr__(self, "center", center)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network itself, in evaluation mode."""
+        return self.subnetwork.network(num_classes=1)
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file: the sub-network's, with the center among its tensors."""
+        weights = {**self.subnetwork.weights, CENTER: torch.from_numpy(self.center.copy())}
+        return SubNetwork(self.subnetwork.backbone, self.subnetwork.mask, weights).to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, structure: Structure) -> Probe:
+        """The probe in such a file; errors as of `SubNetwork.from_bytes`."""
+        whole = SubNetwork.from_bytes(data, structure)
+        weights = dict(whole.weights)
+        if CENTER not in weights:
+            raise SignatureError("the file is a sub-network but no probe; fetch the probe again")
+        center = weights.pop(CENTER).numpy()
+        return cls(SubNetwork(whole.backbone, whole.mask, weights), center)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of its bytes: part of every signature that was made with it."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def describe(self, images: LabelledImages, classes: int) -> TaskSignature:
+        """The signature of a task's training images."""
+        return signature_of(all_features(self.network, images).numpy(), images.labels.numpy(),
+                            classes, self.digest)  # fmt: skip
+
+    def check(self, signature: TaskSignature) -> None:
+        """Raise MismatchError or SignatureError unless the signature was made with this probe."""
+        if signature.probe != self.digest:
+            raise MismatchError(
+                f"the signature was made with probe {signature.probe[:12]}, this library's is "
+                f"{self.digest[:12]}; fetch the probe and compute the signature again"
+            )
+        if signature.means.shape[1] != len(self.center):
+            raise SignatureError(
+                f"the signature is {signature.means.shape[1]} wide, the probe's features are "
+                f"{len(self.center)}; compute it again"
+            )
+
+
+CENTER = "maskvote.center"
+"""The name of the center among the probe's tensors."""
+
+
+def signature_of(rows: np.ndarray, labels: np.ndarray, classes: int, probe: str) -> TaskSignature:
+    """The signature of features (N, D) with labels int64 (N,) in [0, classes)."""
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.zeros((classes, rows.shape[1]))
+    np.add.at(sums, labels, rows)
+    means = sums / np.maximum(counts, 1)[:, None]
+    limit = float(np.finfo(np.float16).max)
+    return TaskSignature(
+        probe, np.clip(means, -limit, limit).astype(np.float16), counts.astype(np.int32)
+    )

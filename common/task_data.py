@@ -1,0 +1,232 @@
+"""A task's data: labelled images, to train on and to judge by, from a folder or a data set by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform
+from torch import Tensor
+
+from common.backbone import Backbone
+from common.errors import TaskDataError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+HELD_OUT_SHARE = 0.2
+"""Share of every class that judges, where the data brings no images for that."""
+
+
+class LabelledImages(Protocol):
+    """Images of one task, all of one size, decoded when they are asked for.
+
+    `labels` is int64 (N,), each in [0, K).
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Float32 (B, C, H, W), normalised for the backbone, of the images at int64 (B,)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A device's classification problem. `train` and `evaluation` share no image."""
+
+    classes: tuple[str, ...]
+    train: LabelledImages
+    evaluation: LabelledImages
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise TaskDataError(
+                f"a task of {len(self.classes)} class ({', '.join(self.classes)}): there is nothing "
+                "to tell apart; give images of at least two classes"
+            )
+        counts = torch.bincount(self.train.labels, minlength=len(self.classes))
+        lacking = [self.classes[k] for k in torch.nonzero(counts == 0).flatten().tolist()]
+        if lacking:
+            raise TaskDataError(f"no training image of class {', '.join(lacking)}; add some")
+
+
+class PixelImages:
+    """Labelled images held in memory as pixels: uint8 (N, C, H, W)."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, backbone: Backbone) -> None:
+        expected = backbone.input_size
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != expected:
+            raise TaskDataError(
+                f"pixels are {pixels.dtype} {tuple(pixels.shape)}; the backbone takes uint8 "
+                f"(N, {', '.join(map(str, expected))})"
+            )
+        self.pixels = pixels
+        self.labels = labels.long()
+        self._mean = torch.tensor(backbone.mean).view(-1, 1, 1) * 255
+        self._std = torch.tensor(backbone.std).view(-1, 1, 1) * 255
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return (self.pixels[indices].float() - self._mean) / self._std
+
+    def subset(self, indices: Tensor) -> PixelImages:
+        """Some of these images, in the given order."""
+        chosen = object.__new__(PixelImages)
+        chosen.__dict__.update(self.__dict__)
+        chosen.pixels, chosen.labels = self.pixels[indices], self.labels[indices]
+        return chosen
+
+
+class FileImages:
+    """Labelled images in files: read when first asked for, then kept as pixels, a byte a value."""
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], backbone: Backbone) -> None:
+        self.paths = list(paths)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self._to_pixels = pixel_transform(backbone)
+        self._mode = {1: "L", 3: "RGB"}.get(backbone.input_size[0])
+        if self._mode is None:
+            raise TaskDataError(
+                f"the backbone takes {backbone.input_size[0]} channels; image files have 1 or 3"
+            )
+        self._pixels: dict[int, Tensor] = {}
+        self._mean = torch.tensor(backbone.mean).view(-1, 1, 1) * 255
+        self._std = torch.tensor(backbone.std).view(-1, 1, 1) * 255
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        pixels = torch.stack([self._read(index) for index in indices.tolist()])
+        return (pixels.float() - self._mean) / self._std
+
+    def _read(self, index: int) -> Tensor:
+        if index not in self._pixels:
+            path = self.paths[index]
+            try:
+                with Image.open(path) as image:
+                    self._pixels[index] = self._to_pixels(image.convert(self._mode))
+            except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
+                raise TaskDataError(
+                    f"{path} cannot be read as an image ({e}); repair or remove the file"
+                ) from e
+        return self._pixels[index]
+
+
+def pixel_transform(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
+    """Resizes and centre-crops an image to the backbone's input: uint8 (C, H, W)."""
+    return create_transform(
+        input_size=backbone.input_size,
+        interpolation=backbone.interpolation,
+        crop_pct=1.0,
+        normalize=False,
+    )
+
+
+def load_folder(path: Path, backbone: Backbone) -> Task:
+    """The task in a directory of `train/CLASS/*.png|jpg` and, optionally, `val/CLASS/...`.
+
+    Classes are the sub-directories of `train`, by name. Without `val`, every fifth image of each
+    class (at least one) judges. Raises TaskDataError for a directory, class or file that is no use.
+    """
+    path = Path(path)
+    train_path = path / "train"
+    if not train_path.is_dir():
+        raise TaskDataError(
+            f"{train_path} is not a directory; put images into {path}/train/CLASS/*.png|jpg"
+        )
+    classes = tuple(sorted(entry.name for entry in train_path.iterdir() if entry.is_dir()))
+    if not classes:
+        raise TaskDataError(f"{train_path} has no class directories; make one for each class")
+    train = _files(train_path, classes)
+    if (path / "val").is_dir():
+        evaluation = _files(path / "val", classes)
+    else:
+        train, evaluation = _hold_out(train, classes)
+    return Task(classes, FileImages(*train, backbone), FileImages(*evaluation, backbone))
+
+
+Files = tuple[list[Path], list[int]]
+
+
+def _files(path: Path, classes: Sequence[str]) -> Files:
+    paths, labels, empty = [], [], []
+    for label, name in enumerate(classes):
+        found = sorted(
+            file
+            for file in (path / name).glob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        )
+        if not found:
+            empty.append(str(path / name))
+        paths += found
+        labels += [label] * len(found)
+    if empty:
+        raise TaskDataError(
+            f"no image (*.png, *.jpg) in {', '.join(empty)}; add images or remove the class"
+        )
+    return paths, labels
+
+
+def _hold_out(files: Files, classes: Sequence[str]) -> tuple[Files, Files]:
+    train: Files = ([], [])
+    held: Files = ([], [])
+    for label, name in enumerate(classes):
+        own = [path for path, its in zip(*files, strict=True) if its == label]
+        if len(own) < 2:
+            raise TaskDataError(
+                f"class {name} has one image ({own[0]}): one trains and one judges, so add another, "
+                "or give a val/ directory"
+            )
+        share = max(1, round(len(own) * HELD_OUT_SHARE))
+        step = len(own) / share
+        judges = {int(step * k) for k in range(share)}
+        for index, path in enumerate(own):
+            into = held if index in judges else train
+            into[0].append(path)
+            into[1].append(label)
+    return train, held
+
+
+def load_torchvision(name: str, root: Path, backbone: Backbone, *, download: bool = True) -> Task:
+    """The task in a data set of torchvision, by its class name (`CIFAR10`, `Flowers102`, ...).
+
+    Its own training and test images are used. Raises TaskDataError for a name that torchvision does
+    not know, or one that can be neither found under `root` nor downloaded.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
+        raise TaskDataError(f"torchvision has no data set {name!r}; see torchvision.datasets")
+    parts = []
+    for train in (True, False):
+        try:
+            try:
+                part = kind(str(root), train=train, download=download)
+            except TypeError:
+                part = kind(str(root), split="train" if train else "test", download=download)
+        except (RuntimeError, OSError, TypeError, ValueError) as error:
+            raise TaskDataError(
+                f"{name} can neither be read from {root} nor downloaded: {error}; "
+                "download it elsewhere and copy it there"
+            ) from error
+        parts.append(part)
+    count = 1 + max(int(label) for part in parts for _, label in part)
+    classes = tuple(getattr(parts[0], "classes", None) or map(str, range(count)))
+    return Task(classes, *(_decoded(part, backbone) for part in parts))
+
+
+def _decoded(part: Sequence[tuple[Image.Image, int]], backbone: Backbone) -> PixelImages:
+    to_pixels = pixel_transform(backbone)
+    mode = "L" if backbone.input_size[0] == 1 else "RGB"
+    pixels = torch.stack([to_pixels(image.convert(mode)) for image, _ in part])
+    labels = torch.tensor(np.array([int(label) for _, label in part]), dtype=torch.int64)
+    return PixelImages(pixels, labels, backbone)
