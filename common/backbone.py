@@ -174,16 +174,13 @@ def read_weights(path: Path, backbone: Backbone) -> dict[str, Tensor]:
         elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
             problems.append(f"{name} holds NaN or infinity")
     if problems:
-        shown = "; ".join(problems[:5]) + (
-            f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        )
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise WeightsError(
             f"{path} does not fit {backbone.model} with {backbone.num_classes} classes: {shown}. "
             "Give the checkpoint of this model, or name the model of this checkpoint"
         )
     return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in weights.items()
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
     }
 
 

@@ -55,9 +55,7 @@ class Mask(Mapping[str, np.ndarray]):
         for group in structure.groups:
             row = np.asarray(groups.get(group.name, np.ones(group.units, dtype=bool)))
             if row.dtype != np.bool_ or row.shape != (group.units,):
-                problems.append(
-                    f"{group.name} is {row.dtype} {row.shape}, not bool ({group.units},)"
-                )
+                problems.append(f"{group.name} is {row.dtype} {row.shape}, not bool ({group.units},)")
         if problems:
             raise MaskError(f"this is no mask of the structure: {'; '.join(problems)}")
         return cls(structure, np.concatenate([groups[name] for name in structure.starts]))

@@ -102,9 +102,7 @@ def _resize(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
         tensor = getattr(module, leaf)
         if tuple(tensor.shape) != shape:
             empty = torch.empty(shape, dtype=tensor.dtype, device="meta")
-            setattr(
-                module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-            )
+            setattr(module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
     for module in network.modules():
         _match_attributes(module)
 
@@ -114,9 +112,7 @@ def _match_attributes(module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         if module.groups == module.in_channels and module.groups > 1:
-            module.groups = module.in_channels = (
-                weight.shape[0] * module.groups // module.out_channels
-            )
+            module.groups = module.in_channels = weight.shape[0] * module.groups // module.out_channels
         module.out_channels = weight.shape[0]
         module.in_channels = weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
@@ -140,9 +136,7 @@ def _match_attention(module: nn.Module) -> None:
             module.attn_dim = width
 
 
-def _blank_classifier(
-    network: nn.Module, backbone: Backbone, tensors: Weights
-) -> dict[str, Tensor]:
+def _blank_classifier(network: nn.Module, backbone: Backbone, tensors: Weights) -> dict[str, Tensor]:
     """A classifier of zeros, as wide as the features that the cut network gives."""
     with torch.no_grad():
         wide = network.get_submodule(backbone.classifier)
@@ -231,9 +225,7 @@ class SubNetwork:
             )
         try:
             packed = base64.b64decode(header["mask"], validate=True)
-            return cls(
-                Backbone.from_json(header["backbone"]), Mask.unpack(structure, packed), load(data)
-            )
+            return cls(Backbone.from_json(header["backbone"]), Mask.unpack(structure, packed), load(data))
         except InputError:
             raise
         except (KeyError, ValueError, SafetensorError) as error:

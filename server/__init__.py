@@ -1,0 +1,1 @@
+"""The server: a library of masks, the vote over it, and the doors that devices come through."""

@@ -139,9 +139,7 @@ def digits(*, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     _check_size(size)
     handwritten = load_digits()
     small = np.round(handwritten.images * (255 / 16)).astype(np.uint8)
-    enlarged = [
-        Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small
-    ]
+    enlarged = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in small]
     return np.stack([np.asarray(image) for image in enlarged]), handwritten.target.astype(np.int64)
 
 
@@ -156,9 +154,7 @@ def _check_characters(characters: Sequence[str]) -> None:
         raise ValueError(f"{twice} occur more than once; a character can have one label only")
     missing = [f"{c!r} (U+{ord(c):04X})" for c in characters if not fonts_with(c)]
     if missing:
-        raise ValueError(
-            f"no shipped font has a glyph for {', '.join(missing)}; choose from SCRIPTS"
-        )
+        raise ValueError(f"no shipped font has a glyph for {', '.join(missing)}; choose from SCRIPTS")
 
 
 def _check_size(size: int) -> None:
@@ -239,8 +235,6 @@ def _code_points() -> dict[Path, frozenset[int]]:
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     paths = sorted(path for pattern in _FONT_PATTERNS for path in folder.glob(pattern))
     return {
-        path: frozenset(
-            code for code, glyph in FT2Font(str(path)).get_charmap().items() if glyph != 0
-        )
+        path: frozenset(code for code, glyph in FT2Font(str(path)).get_charmap().items() if glyph != 0)
         for path in paths
     }

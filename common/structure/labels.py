@@ -224,9 +224,7 @@ class Coupling:
             for block in operand.blocks:
                 moved = Block(tuple(dim + offset for dim in block.dims), block.labels)
                 blocks.append(moved)
-                cut_dims |= {
-                    d for d, n in zip(moved.dims, moved.labels.shape, strict=True) if n > 1
-                }
+                cut_dims |= {d for d, n in zip(moved.dims, moved.labels.shape, strict=True) if n > 1}
         result = Labelled(shape, self.merge(blocks, shape), any(o.from_input for o in operands))
         for operand in operands:
             offset = len(shape) - len(operand.shape)
@@ -237,17 +235,13 @@ class Coupling:
                 and operand.shape[dim - offset] > 1
                 and dim - offset not in operand.labelled_dims
             ]
-            result = self.keep_whole(
-                result, solid, "it meets a tensor that has no cuttable index there"
-            )
+            result = self.keep_whole(result, solid, "it meets a tensor that has no cuttable index there")
         return result
 
 
 def _without_broadcast_dims(block: Block, shape: tuple[int, ...]) -> Block | None:
     single = [
-        axis
-        for axis, dim in enumerate(block.dims)
-        if block.labels.shape[axis] == 1 and shape[dim] != 1
+        axis for axis, dim in enumerate(block.dims) if block.labels.shape[axis] == 1 and shape[dim] != 1
     ]
     if not single:
         return block

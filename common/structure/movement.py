@@ -28,17 +28,13 @@ def reshape(coupling: Coupling, tensor: Labelled, shape: Sequence[int]) -> Label
         pick = tuple(slice(None) if axis in varying else 0 for axis in range(len(after)))
         moved = Block(tuple(after[axis] for axis in varying), np.ascontiguousarray(labels[pick]))
         if any(not set(moved.dims).isdisjoint(other.dims) for other in blocks):
-            coupling.partition.freeze(
-                moved.labels, "two independent dimensions are flattened into one"
-            )
+            coupling.partition.freeze(moved.labels, "two independent dimensions are flattened into one")
         else:
             blocks.append(moved)
     return Labelled(shape, tuple(blocks), tensor.from_input)
 
 
-def _matching_spans(
-    before: Sequence[int], after: Sequence[int]
-) -> list[tuple[list[int], list[int]]]:
+def _matching_spans(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """The finest runs of dimensions of both shapes that hold the same number of elements."""
     spans, i, j = [], 0, 0
     while i < len(before) or j < len(after):
@@ -79,9 +75,7 @@ def permute(tensor: Labelled, order: Sequence[int]) -> Labelled:
     for block in tensor.blocks:
         moved = [place[dim] for dim in block.dims]
         ascending = np.argsort(moved)
-        blocks.append(
-            Block(tuple(moved[k] for k in ascending), block.labels.transpose(tuple(ascending)))
-        )
+        blocks.append(Block(tuple(moved[k] for k in ascending), block.labels.transpose(tuple(ascending))))
     return Labelled(tuple(tensor.shape[dim] for dim in order), tuple(blocks), tensor.from_input)
 
 
@@ -106,9 +100,7 @@ def select(coupling: Coupling, tensor: Labelled, dim: int, index: int) -> Labell
 def drop(coupling: Coupling, tensor: Labelled, dims: Sequence[int]) -> Labelled:
     """The tensor without some dimensions, each of them of one index (or already reduced)."""
     gone = {dim % len(tensor.shape) for dim in dims}
-    place = {
-        dim: index for index, dim in enumerate(d for d in range(len(tensor.shape)) if d not in gone)
-    }
+    place = {dim: index for index, dim in enumerate(d for d in range(len(tensor.shape)) if d not in gone)}
     blocks = []
     for block in tensor.blocks:
         pick = tuple(0 if dim in gone else slice(None) for dim in block.dims)
@@ -166,9 +158,7 @@ def concatenate(coupling: Coupling, tensors: Sequence[Labelled], dim: int) -> La
     for tensor in tensors:
         block = tensor.block_at(dim)
         solid = [d for d in (block.dims if block else ()) if d != dim]
-        tensor = coupling.keep_whole(
-            tensor, solid, "a concatenation crosses a dimension that was split"
-        )
+        tensor = coupling.keep_whole(tensor, solid, "a concatenation crosses a dimension that was split")
         block = tensor.block_at(dim)
         rows.append(block.labels if block else np.full(tensor.shape[dim], FROZEN))
         others.append(tensor.with_blocks(b for b in tensor.blocks if dim not in b.dims))

@@ -34,9 +34,7 @@ class Operations(Coupling):
     def read(self, activation: Labelled, dim: int, parameter: Labelled, parameter_dim: int) -> None:
         """A parameter's dimension is summed with an activation's: it reads those units."""
         labels = self.along(parameter, parameter_dim)
-        self.couple(
-            self.along(activation, dim), labels, "what it is multiplied with is not cuttable"
-        )
+        self.couple(self.along(activation, dim), labels, "what it is multiplied with is not cuttable")
 
     def scale(self, activation: Labelled, dim: int, *parameters: Labelled | None) -> None:
         """Parameters (size,) act index by index along an activation's dimension."""
