@@ -1,4 +1,4 @@
-"""Fitting a network to a task: batch-norm statistics, a classifier from class means, a few iterations."""
+"""Tuning a network on a task: a few iterations of gradient descent over all its parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.backbone import features
 from common.errors import InputError
+from common.fitting import on_device_of
 from common.task_data import LabelledImages
-
-EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,16 @@ class FineTuneSettings:
 
     iterations: int = 50
     batch_size: int = 32
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    calibration_images: int = 512
-    """Images for batch-norm statistics: more is slower, fewer is noisier."""
+    final_rate: float = 0.05
+    """Where the cosine ends, as a share of the learning rate; 1 keeps it constant."""
+    fit_images: int = 2048
+    """Images for batch-norm statistics and the classifier: more is slower, fewer is noisier."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "learning_rate", "calibration_images"):
+        for name in ("batch_size", "learning_rate", "fit_images"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.iterations < 0:
@@ -51,86 +51,6 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
         order = torch.randperm(count, generator=generator)
         for start in range(0, count - size + 1, size):
             yield order[start : start + size]
-
-
-def recalibrate_batch_norm(
-    network: nn.Module, images: LabelledImages, generator: torch.Generator, count: int
-) -> None:
-    """Set every batch norm's statistics to those of this task's images in this network.
-
-    Cutting changes what reaches a layer; statistics of the whole backbone no longer fit it.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms or len(images) < 2:
-        return
-    momenta = [norm.momentum for norm in norms]
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()
-    chosen = torch.randperm(len(images), generator=generator)[:count]
-    with torch.no_grad():
-        for indices in chosen.split(64):
-            if len(indices) > 1:
-                network(_input(network, images.batch(indices)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
-
-
-def all_features(network: nn.Module, images: LabelledImages) -> Tensor:
-    """Features (N, D) of all images in evaluation mode, in their order."""
-    network.eval()
-    with torch.inference_mode():
-        parts = [
-            features(network, _input(network, images.batch(indices)))
-            for indices in torch.arange(len(images)).split(EVALUATION_BATCH)
-        ]
-    return torch.cat(parts)
-
-
-def classify_by_means(
-    network: nn.Module, classifier: nn.Linear, images: LabelledImages, classes: int
-) -> None:
-    """Set the classifier from the class means of this task's images in the network's own features.
-
-    Classes are taken for Gaussians of one common covariance (linear discriminant analysis), which
-    is shrunk towards a multiple of the identity, the more the fewer images there are (Ledoit and
-    Wolf, 2004); with one image a class that is the nearest class mean. Logits are then scaled to
-    fit the labels best, so that the first gradients are neither tiny nor huge.
-    """
-    means, counts, covariance, rows = _class_statistics(
-        all_features(network, images).double(), images.labels, classes
-    )
-    center = (means * counts[:, None]).sum(0) / counts.sum()
-    weight = torch.linalg.solve(covariance, (means - center).T).T
-    bias = -0.5 * (weight * (means + center)).sum(1) + torch.log(counts / counts.sum())
-    logits = rows @ weight.T + bias
-    scales = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
-    losses = [functional.cross_entropy(logits * s, images.labels) for s in scales]
-    scale = scales[int(torch.stack(losses).argmin())]
-    with torch.no_grad():
-        classifier.weight.copy_((weight * scale).to(classifier.weight))
-        classifier.bias.copy_((bias * scale).to(classifier.bias))
-
-
-def _class_statistics(
-    rows: Tensor, labels: Tensor, classes: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    counts = torch.bincount(labels, minlength=classes).double()
-    means = torch.zeros(classes, rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows)
-    means /= counts.clamp(min=1)[:, None]
-    within = rows - means[labels]
-    count, width = within.shape
-    sample = within.T @ within / count
-    level = sample.diagonal().mean().clamp(min=1e-12)
-    target = level * torch.eye(width, dtype=rows.dtype)
-    distance = (sample - target).square().sum()
-    noise = (within.square().sum(1).square().sum() / count - sample.square().sum()) / count
-    shrink = (noise / distance).clamp(0.01, 1.0) if distance > 0 else torch.tensor(1.0).double()
-    return means, counts, (1 - shrink) * sample + shrink * target, rows
 
 
 AfterBackward = Callable[[int], None]
@@ -158,17 +78,18 @@ def fine_tune(
         weight_decay=settings.weight_decay,
         nesterov=settings.momentum > 0,
     )
-    total = max(settings.iterations, 1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimiser, total, eta_min=settings.learning_rate / 20
+        optimiser,
+        max(settings.iterations, 1),
+        eta_min=settings.learning_rate * settings.final_rate,
     )
     losses = []
     stream = batches(len(images), settings.batch_size, generator)
     for iteration in range(settings.iterations):
         indices = next(stream)
         with _tuning(network, len(indices)):
-            logits = network(_input(network, images.batch(indices)))
-            loss = functional.cross_entropy(logits, images.labels[indices])
+            logits = network(on_device_of(network, images.batch(indices)))
+            loss = functional.cross_entropy(logits, images.labels[indices].to(logits.device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
         losses.append(loss.item())
@@ -188,20 +109,3 @@ def _tuning(network: nn.Module, images: int) -> Iterator[None]:
     network.train(images > 1)
     yield
     network.eval()
-
-
-def accuracy(network: nn.Module, images: LabelledImages) -> float:
-    """The share of images classified right, in [0, 1]; NaN where there are none."""
-    network.eval()
-    right = 0
-    with torch.inference_mode():
-        for indices in torch.arange(len(images)).split(EVALUATION_BATCH):
-            logits = network(_input(network, images.batch(indices)))
-            right += int((logits.argmax(1) == images.labels[indices]).sum())
-    return right / len(images) if len(images) else float("nan")
-
-
-def _input(network: nn.Module, images: Tensor) -> Tensor:
-    """Images where the network is, channels last: convolutions on CPUs are up to twice as fast so."""
-    device = next(network.parameters()).device
-    return images.to(device, memory_format=torch.channels_last)

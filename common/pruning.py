@@ -10,16 +10,11 @@ from torch import nn
 
 from common.backbone import Backbone
 from common.errors import InputError
-from common.fine_tune import (
-    FineTuneSettings,
-    classify_by_means,
-    fine_tune,
-    recalibrate_batch_norm,
-)
+from common.fine_tune import FineTuneSettings, fine_tune
 from common.importance import Taylor
 from common.mask import Mask, Scores
 from common.subnetwork import cut, rebuild
-from common.task_data import Task
+from common.task_data import LabelledImages
 
 
 @dataclass(frozen=True)
@@ -49,25 +44,12 @@ class Pruned:
     scores: Scores
 
 
-def fit(
-    network: nn.Module,
-    backbone: Backbone,
-    task: Task,
-    settings: FineTuneSettings,
-    generator: torch.Generator,
-) -> None:
-    """Everything that costs no gradient: batch-norm statistics, then a classifier from class means."""
-    recalibrate_batch_norm(network, task.train, generator, settings.calibration_images)
-    classifier = network.get_submodule(backbone.classifier)
-    classify_by_means(network, classifier, task.train, len(task.classes))
-
-
 def prune_iteratively(
     network: nn.Module,
     backbone: Backbone,
     mask: Mask,
     target: Sequence[int],
-    task: Task,
+    images: LabelledImages,
     settings: FineTuneSettings,
     pruning: PruningSettings,
     generator: torch.Generator,
@@ -89,10 +71,10 @@ def prune_iteratively(
     for number in range(1, pruning.rounds + 1):
         until = round(pruned_at * number / pruning.rounds)
         taylor = Taylor(network, mask)
-        part = replace(settings, iterations=max(until - done, 1))
+        part = replace(settings, iterations=max(until - done, 1), final_rate=1.0)
         fine_tune(
             network,
-            task.train,
+            images,
             part,
             generator,
             after_backward=taylor.observe,
@@ -107,11 +89,10 @@ def prune_iteratively(
         smaller = Mask.keep_top(mask.structure, taylor.scores(), counts)
         network = rebuild(backbone, cut(network.state_dict(), smaller, within=mask))
         mask = smaller
-        recalibrate_batch_norm(network, task.train, generator, settings.calibration_images)
     taylor = Taylor(network, mask)
     fine_tune(
         network,
-        task.train,
+        images,
         replace(settings, iterations=max(settings.iterations - done, 1)),
         generator,
         after_backward=taylor.observe,

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.backbone import weights_digest
 from common.errors import MismatchError, SignatureError
-from common.fine_tune import all_features
+from common.fitting import all_features
 from common.structure import Structure
 from common.subnetwork import SubNetwork
 from common.task_data import LabelledImages
@@ -117,8 +118,15 @@ class Probe:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of its bytes: part of every signature that was made with it."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """sha256 over backbone, mask and tensors: part of every signature that was made with it.
+
+        Not over its bytes: safetensors writes a header's metadata in an order that varies.
+        """
+        network = self.subnetwork
+        digest = hashlib.sha256(network.backbone.to_json().encode())
+        digest.update(network.mask.structure.digest.encode() + network.mask.pack())
+        digest.update(weights_digest(network.weights).encode() + self.center.tobytes())
+        return digest.hexdigest()
 
     def describe(self, images: LabelledImages, classes: int) -> TaskSignature:
         """The signature of a task's training images."""

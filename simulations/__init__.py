@@ -1,1 +1,1 @@
-"""Fleets of devices on one machine: the demo, runs on real photographs, and what they are held against."""
+"""Fleets of devices on one machine: the demo, real photographs, and what they are held against."""

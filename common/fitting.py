@@ -1,0 +1,169 @@
+"""What a task gives a network without a single gradient: batch-norm statistics and a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.backbone import Backbone, features
+from common.task_data import LabelledImages
+
+BATCH = 128
+SHRINKAGES = (0.03, 0.1, 0.3, 0.6, 1.0)
+"""How far the covariance may be drawn to a multiple of the identity: 1 is the nearest class mean."""
+SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
+"""How steep logits may be, relative to what Gaussian classes would have."""
+HELD_OUT = 4
+"""Every so manieth image decides on shrinkage and scale, and is fitted to only after that."""
+
+
+def on_device_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Images where the network is, channels last: convolutions on CPUs are up to twice as fast."""
+    device = next(network.parameters()).device
+    return images.to(device, memory_format=torch.channels_last)
+
+
+def recalibrate_batch_norm(
+    network: nn.Module, images: LabelledImages, generator: torch.Generator, count: int
+) -> None:
+    """Set every batch norm's statistics to those of `count` of this task's images in this network.
+
+    Cutting changes what reaches a layer; statistics of the whole backbone no longer fit it. A
+    network without batch norm, or a task of one image, is left as it is.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms or len(images) < 2:
+        return
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()
+    with torch.no_grad():
+        for indices in torch.randperm(len(images), generator=generator)[:count].split(BATCH):
+            if len(indices) > 1:
+                network(on_device_of(network, images.batch(indices)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def all_features(network: nn.Module, images: LabelledImages, indices: Tensor | None = None) -> Tensor:
+    """Features (N, D) in evaluation mode of all images in their order, or of those at `indices`."""
+    network.eval()
+    indices = torch.arange(len(images)) if indices is None else indices
+    with torch.inference_mode():
+        parts = [
+            features(network, on_device_of(network, images.batch(part))).cpu()
+            for part in indices.split(BATCH)
+        ]
+    return torch.cat(parts).clone()
+
+
+def accuracy(network: nn.Module, images: LabelledImages) -> float:
+    """The share of images classified right, in [0, 1]; NaN where there are none."""
+    network.eval()
+    right = 0
+    with torch.inference_mode():
+        for indices in torch.arange(len(images)).split(BATCH):
+            logits = network(on_device_of(network, images.batch(indices)))
+            right += int((logits.argmax(1).cpu() == images.labels[indices]).sum())
+    return right / len(images) if len(images) else float("nan")
+
+
+@dataclass(frozen=True)
+class GaussianClasses:
+    """Classes as Gaussians of one common covariance: means (K, D), counts (K,), covariance (D, D)."""
+
+    means: Tensor
+    counts: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Tensor, classes: int) -> GaussianClasses:
+        """The Gaussians of features (N, D), float64, labelled int64 (N,) in [0, K)."""
+        counts = torch.bincount(labels, minlength=classes).double()
+        means = torch.zeros(classes, rows.shape[1], dtype=rows.dtype)
+        means.index_add_(0, labels, rows)
+        means /= counts.clamp(min=1)[:, None]
+        within = rows - means[labels]
+        return cls(means, counts, within.T @ within / len(rows))
+
+    def classifier(self, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Weight (K, D) and bias (K,) of linear discriminant analysis, the covariance shrunk.
+
+        With a shrinkage of 1 that is the nearest class mean. A class without images never wins.
+        """
+        level = self.covariance.diagonal().mean().clamp(min=1e-12)
+        target = level * torch.eye(len(self.covariance), dtype=self.covariance.dtype)
+        shrunk = (1 - shrinkage) * self.covariance + shrinkage * target
+        center = (self.means * self.counts[:, None]).sum(0) / self.counts.sum()
+        weight = torch.linalg.solve(shrunk, (self.means - center).T).T
+        prior = torch.log(self.counts / self.counts.sum()).clamp(min=-50)
+        return weight, prior - 0.5 * (weight * (self.means + center)).sum(1)
+
+
+def fit(
+    network: nn.Module,
+    backbone: Backbone,
+    images: LabelledImages,
+    classes: int,
+    generator: torch.Generator,
+    count: int,
+) -> GaussianClasses:
+    """Fit batch norm and the classifier to at most `count` images; the classes it found in them.
+
+    The classifier is linear discriminant analysis on the network's own features. How far to shrink
+    its covariance, and how steep its logits are, is decided by a part of the images held out.
+    """
+    recalibrate_batch_norm(network, images, generator, count)
+    chosen = torch.randperm(len(images), generator=generator)[:count]
+    rows = all_features(network, images, chosen).double()
+    labels = images.labels[chosen]
+    found = GaussianClasses.of(rows, labels, classes)
+    held = torch.arange(len(rows)) % HELD_OUT == 0
+    if len(rows) >= 2 * HELD_OUT * classes:
+        part = GaussianClasses.of(rows[~held], labels[~held], classes)
+        best = min(
+            (_best_scale(part, shrinkage, rows[held], labels[held]) for shrinkage in SHRINKAGES),
+        )
+        _, shrinkage, scale = best
+    else:
+        _, shrinkage, scale = _best_scale(found, 1.0, rows, labels)
+    _assign(network, backbone, found.classifier(shrinkage), scale)
+    return found
+
+
+def start_from_means(
+    network: nn.Module, backbone: Backbone, images: LabelledImages, found: GaussianClasses
+) -> None:
+    """Set the classifier to the nearest class mean: what tuning starts from.
+
+    A discriminant's weights are large along features of little variance, and the gradients that
+    they send back wreck the network in the first few iterations; those of class means do not.
+    """
+    rows = all_features(network, images, torch.arange(min(len(images), 4 * BATCH))).double()
+    _, _, scale = _best_scale(found, 1.0, rows, images.labels[: len(rows)])
+    _assign(network, backbone, found.classifier(1.0), scale)
+
+
+def _best_scale(
+    found: GaussianClasses, shrinkage: float, rows: Tensor, labels: Tensor
+) -> tuple[float, float, float]:
+    """(cross-entropy, shrinkage, scale) of the scale that fits these images best."""
+    weight, bias = found.classifier(shrinkage)
+    logits = rows @ weight.T + bias
+    losses = torch.stack([functional.cross_entropy(logits * scale, labels) for scale in SCALES])
+    return float(losses.min()), shrinkage, float(SCALES[losses.argmin()])
+
+
+def _assign(network: nn.Module, backbone: Backbone, linear: tuple[Tensor, Tensor], scale: float) -> None:
+    classifier = network.get_submodule(backbone.classifier)
+    with torch.no_grad():
+        for parameter, value in zip((classifier.weight, classifier.bias), linear, strict=True):
+            parameter.copy_((value * scale).to(parameter))

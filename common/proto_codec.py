@@ -1,0 +1,298 @@
+"""What crosses the wire, as bytes: messages of protos/maskvote.proto, and the payloads beside them.
+
+Functions come in pairs, and decode(encode(x)) == x. A network is not inside its message but a payload
+beside it, announced there by size and sha256: such pairs give and take (message, payload). Decoding
+trusts no byte: it returns a valid object, or raises InputError (SignatureError, MaskError,
+WeightsError and BudgetError are kinds of it) or MismatchError; limits are checked before allocation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from common import exchange
+from common.backbone import Backbone
+from common.errors import InputError, MaskvoteError, MismatchError, SignatureError, WeightsError
+from common.mask import Mask
+from common.signature import MAX_CLASSES, Probe, TaskSignature
+from common.structure import Structure
+from common.subnetwork import SubNetwork
+from protos import maskvote_pb2 as pb
+
+MAX_MESSAGE_BYTES = 4 * 2**20  # gRPC's default; 1000 classes of 2048 features fit
+MAX_PAYLOAD_BYTES = 2 * 2**30
+MAX_STRUCTURE_BYTES = 4 * 2**20  # of JSON; timm's larger models need some tens of kilobytes
+MAX_UNITS = 2**24
+MAX_WIDTH = 2**14
+MAX_ROUNDS = 1000
+MAX_ENTRY_CHARACTERS = 200
+
+DIGEST_BYTES, REQUEST_ID_BYTES = 32, 16
+HALF = np.dtype("<f2")
+
+METHODS: dict[exchange.Method, pb.Method] = {"smsp": pb.METHOD_SMSP, "mvp": pb.METHOD_MVP}
+ORIGINS: dict[exchange.Origin, pb.Origin] = {"vote": pb.ORIGIN_VOTE, "importance": pb.ORIGIN_IMPORTANCE}
+
+MALFORMED = (DecodeError, zlib.error, ArithmeticError, AttributeError, LookupError, RecursionError,
+             TypeError, ValueError)  # fmt: skip
+"""What parsers raise for bytes not theirs: json RecursionError if nested deeply, numpy OverflowError."""
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+Name = TypeVar("Name", bound=str)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn whatever malformed bytes raise into an InputError."""
+    try:
+        yield
+    except MaskvoteError:
+        raise
+    except MALFORMED as error:
+        raise InputError(f"this is no {what}: {repr(error)[:200]}; have it sent again") from error
+
+
+def encode_offer(offer: exchange.Offer) -> tuple[bytes, bytes]:
+    """The message, and the probe's file: it describes the backbone, so MismatchError if of another."""
+    if offer.probe.subnetwork.backbone.to_json() != offer.backbone.to_json():
+        raise MismatchError(f"the probe is not cut from the {offer.backbone.model} on offer; cut it anew")
+    text, payload = offer.structure.to_json().encode(), offer.probe.to_bytes()
+    message = pb.Offer(
+        structure=pb.Structure(
+            digest=bytes.fromhex(offer.structure.digest),
+            json_size_bytes=len(text),
+            json_zlib=zlib.compress(text, level=9),
+        ),
+        probe_digest=bytes.fromhex(offer.probe.digest),
+        probe=_announce(payload),
+    )
+    return _serialized(message), payload
+
+
+@_refusing("offer")
+def decode_offer(message: bytes, payload: bytes) -> exchange.Offer:
+    """The offer, its structure and its probe checked against their digests."""
+    parsed = _parsed(pb.Offer, message)
+    structure = _structure(parsed.structure)
+    _check_announced(payload, parsed.probe)
+    probe = Probe.from_bytes(payload, structure)
+    _check_same(probe.digest, parsed.probe_digest, "probe")
+    _check_model(probe.subnetwork.backbone, structure)
+    return exchange.Offer(probe.subnetwork.backbone, structure, probe)
+
+
+def encode_task_description(task: exchange.TaskDescription) -> bytes:
+    """The message."""
+    signature = task.signature
+    message = pb.TaskDescription(
+        request_id=bytes.fromhex(task.request_id),
+        signature=pb.Signature(
+            probe_digest=bytes.fromhex(signature.probe),
+            width=signature.means.shape[1],
+            counts=signature.counts.tolist(),
+            means=signature.means.astype(HALF).tobytes(),
+        ),
+        budget=pb.Budget(**asdict(task.budget)),
+        method=METHODS[task.method],
+    )
+    return _serialized(message)
+
+
+@_refusing("task description")
+def decode_task_description(message: bytes) -> exchange.TaskDescription:
+    """The task description; whether its signature is of the right probe is for the probe to say."""
+    parsed = _parsed(pb.TaskDescription, message)
+    budget, size = parsed.budget, parsed.budget.WhichOneof("size")
+    return exchange.TaskDescription(
+        request_id=_hex(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+        signature=_signature(parsed.signature),
+        budget=exchange.Budget(
+            keep_ratio=budget.keep_ratio if size == "keep_ratio" else None,
+            parameters=budget.parameters if size == "parameters" else None,
+            headroom=budget.headroom,
+        ),
+        method=_named(METHODS, parsed.method, "method"),
+    )
+
+
+def encode_assignment(assignment: exchange.Assignment) -> tuple[bytes, bytes]:
+    """The message, and the sub-network's file."""
+    payload = assignment.subnetwork.to_bytes()
+    message = pb.Assignment(
+        request_id=bytes.fromhex(assignment.request_id),
+        method=METHODS[assignment.method],
+        origin=ORIGINS[assignment.origin],
+        mask=_mask_message(assignment.subnetwork.mask),
+        target=assignment.target,
+        rounds=assignment.rounds,
+        neighbours=[pb.Neighbour(**asdict(neighbour)) for neighbour in assignment.neighbours],
+        subnetwork=_announce(payload),
+    )
+    return _serialized(message), payload
+
+
+@_refusing("assignment")
+def decode_assignment(message: bytes, payload: bytes, structure: Structure) -> exchange.Assignment:
+    """The assignment, for a device that was offered this structure."""
+    parsed = _parsed(pb.Assignment, message)
+    _check_at_most(parsed.rounds, MAX_ROUNDS, "rounds")
+    mask = _mask(parsed.mask, structure)
+    _check_announced(payload, parsed.subnetwork)
+    subnetwork = SubNetwork.from_bytes(payload, structure)
+    if subnetwork.mask != mask:
+        differing = int((subnetwork.mask.kept != mask.kept).sum())
+        raise MismatchError(f"message and network differ in {differing} units of their mask; ask again")
+    _check_model(subnetwork.backbone, structure)
+    return exchange.Assignment(
+        request_id=_hex(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+        method=_named(METHODS, parsed.method, "method"),
+        origin=_named(ORIGINS, parsed.origin, "origin"),
+        subnetwork=subnetwork,
+        target=tuple(parsed.target),
+        rounds=parsed.rounds,
+        neighbours=tuple(_neighbour(neighbour) for neighbour in parsed.neighbours),
+    )
+
+
+def encode_contribution(contribution: exchange.Contribution) -> bytes:
+    """The message."""
+    message = pb.Contribution(
+        request_id=bytes.fromhex(contribution.request_id),
+        mask=_mask_message(contribution.mask),
+        accuracy_before=contribution.accuracy_before,
+        accuracy_after=contribution.accuracy_after,
+        iterations=contribution.iterations,
+    )
+    return _serialized(message)
+
+
+@_refusing("contribution")
+def decode_contribution(message: bytes, structure: Structure) -> exchange.Contribution:
+    """The contribution, for a library of this structure."""
+    parsed = _parsed(pb.Contribution, message)
+    return exchange.Contribution(
+        request_id=_hex(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+        mask=_mask(parsed.mask, structure),
+        accuracy_before=parsed.accuracy_before,
+        accuracy_after=parsed.accuracy_after,
+        iterations=parsed.iterations,
+    )
+
+
+def encode_receipt(receipt: exchange.Receipt) -> bytes:
+    """The message."""
+    return _serialized(pb.Receipt(**asdict(receipt)))
+
+
+@_refusing("receipt")
+def decode_receipt(message: bytes) -> exchange.Receipt:
+    """The receipt."""
+    parsed = _parsed(pb.Receipt, message)
+    _check_at_most(len(parsed.entry), MAX_ENTRY_CHARACTERS, "characters of entry")
+    return exchange.Receipt(parsed.entry, parsed.entries)
+
+
+def _parsed(kind: type[AnyMessage], message: bytes) -> AnyMessage:
+    _check_at_most(len(message), MAX_MESSAGE_BYTES, "bytes of message")
+    return kind.FromString(message)
+
+
+def _serialized(message: Message) -> bytes:
+    _check_at_most(message.ByteSize(), MAX_MESSAGE_BYTES, "bytes of message")
+    return message.SerializeToString()
+
+
+def _announce(payload: bytes) -> pb.Payload:
+    _check_at_most(len(payload), MAX_PAYLOAD_BYTES, "bytes of network")
+    return pb.Payload(size_bytes=len(payload), sha256=hashlib.sha256(payload).digest())
+
+
+def _check_announced(payload: bytes, announced: pb.Payload) -> None:
+    _check_at_most(announced.size_bytes, MAX_PAYLOAD_BYTES, "bytes of network")
+    if len(payload) != announced.size_bytes or hashlib.sha256(payload).digest() != announced.sha256:
+        raise WeightsError(
+            f"the network's {len(payload)} bytes are not those announced: {announced.size_bytes} of "
+            f"sha256 {announced.sha256[:6].hex()}; fetch it again"
+        )
+
+
+def _structure(parsed: pb.Structure) -> Structure:
+    size = parsed.json_size_bytes
+    _check_at_most(size, MAX_STRUCTURE_BYTES, "bytes of structure")
+    stream = zlib.decompressobj()
+    text = stream.decompress(parsed.json_zlib, size + 1)  # one more: to see that there is no more
+    if len(text) != size or not stream.eof or stream.unused_data:
+        raise InputError(f"the structure is not the {size} bytes announced; fetch the offer again")
+    structure = Structure.from_json(text)
+    _check_at_most(structure.units, MAX_UNITS, "units")
+    _check_same(structure.digest, parsed.digest, "structure")
+    return structure
+
+
+def _signature(parsed: pb.Signature) -> TaskSignature:
+    classes, width, size = len(parsed.counts), parsed.width, len(parsed.means)
+    if classes > MAX_CLASSES or not 1 <= width <= MAX_WIDTH or size != HALF.itemsize * classes * width:
+        raise SignatureError(
+            f"a signature of {classes} classes, {width} wide, in {size} bytes; needed are at most "
+            f"{MAX_CLASSES} classes of 1 to {MAX_WIDTH} features of two bytes: compute it again"
+        )
+    means = np.frombuffer(parsed.means, HALF).reshape(classes, width).astype(np.float16)
+    probe = _hex(parsed.probe_digest, DIGEST_BYTES, "probe's digest")
+    return TaskSignature(probe, means, np.array(parsed.counts, dtype=np.int32))
+
+
+def _mask_message(mask: Mask) -> pb.Mask:
+    return pb.Mask(structure_digest=bytes.fromhex(mask.structure.digest), kept=mask.pack())
+
+
+def _mask(parsed: pb.Mask, structure: Structure) -> Mask:
+    _check_same(structure.digest, parsed.structure_digest, "structure")
+    return Mask.unpack(structure, parsed.kept)
+
+
+def _neighbour(parsed: pb.Neighbour) -> exchange.Neighbour:
+    _check_at_most(len(parsed.entry), MAX_ENTRY_CHARACTERS, "characters of entry")
+    if not 0 <= parsed.similarity <= 1:
+        raise InputError(f"a neighbour's similarity is {parsed.similarity}; it lies in [0, 1]")
+    return exchange.Neighbour(parsed.entry, parsed.similarity)
+
+
+def _named(names: Mapping[Name, int], number: int, what: str) -> Name:
+    for name, known in names.items():
+        if known == number:
+            return name
+    raise InputError(f"there is no {what} {number}; known are {', '.join(names)}")
+
+
+def _hex(digest: bytes, size: int, what: str) -> str:
+    if len(digest) != size:
+        raise InputError(f"the {what} has {len(digest)} bytes; it has {size}")
+    return digest.hex()
+
+
+def _check_same(own: str, named: bytes, what: str) -> None:
+    if own != named.hex():
+        raise MismatchError(
+            f"the {what} named is {named[:6].hex()}, not {own[:12]}; fetch the offer again"
+        )
+
+
+def _check_model(backbone: Backbone, structure: Structure) -> None:
+    """A network is of the model that its structure was found in: no other is ever built."""
+    own, other = (json.dumps(dict(m), sort_keys=True) for m in (backbone.identity, structure.model))
+    if own != other:
+        raise MismatchError(f"a network of {own[:200]}, not of {other[:200]}; fetch the offer again")
+
+
+def _check_at_most(number: int, limit: int, what: str) -> None:
+    if number > limit:
+        raise InputError(f"{number} {what}; at most {limit} are allowed")

@@ -1,0 +1,157 @@
+"""The coordinator: what a server does when a task comes, and when a mask comes back. No transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+
+from common.backbone import Weights, weights_digest
+from common.errors import InputError, MismatchError
+from common.exchange import (
+    Assignment,
+    Budget,
+    Contribution,
+    Neighbour,
+    Offer,
+    Receipt,
+    TaskDescription,
+)
+from common.importance import magnitude
+from common.mask import Mask
+from common.subnetwork import SubNetwork
+from server.budget import Counts, allot
+from server.library import Library, StoredAssignment
+from server.similarity import ClassStatistics, Similarity
+from server.task_index import TaskIndex
+from server.voting import SCORE_OF, Ballot, elect, with_runners_up
+
+
+@dataclass(frozen=True)
+class VotingSettings:
+    """How neighbours vote."""
+
+    neighbours: int = 10
+    """K: enough that no single one decides, few enough that they are near."""
+    explore: float = 0.1
+    """Share of an SMSP sub-network's units that are runners-up, so that a device ranks more than
+    what was voted for, and returns no echo of the vote."""
+    rounds: int = 3
+    """Rounds of pruning that an MVP device does from its larger start to its budget."""
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1 or self.rounds < 1 or not 0 <= self.explore < 1:
+            raise InputError(
+                f"{self.neighbours} neighbours, {self.rounds} rounds, exploring {self.explore}; needed "
+                "are at least one neighbour and one round, and a share in [0, 1)"
+            )
+
+
+class Coordinator:
+    """Serves sub-networks of one backbone from one library; safe to call from several threads."""
+
+    def __init__(
+        self,
+        library: Library,
+        weights: Weights,
+        settings: VotingSettings | None = None,
+        similarity: Similarity | None = None,
+    ) -> None:
+        """Serve a library with its backbone's weights.
+
+        `similarity` defaults to class statistics. Raises MismatchError if the weights are not those
+        that the library was founded on.
+        """
+        digest = weights_digest(weights)
+        if digest != library.weights_digest:
+            raise MismatchError(
+                f"these weights have digest {digest[:12]}, the library was founded on "
+                f"{library.weights_digest[:12]}; give the checkpoint it was founded on"
+            )
+        self._library = library
+        self._weights = weights
+        self._settings = settings or VotingSettings()
+        self._offer = library.offer
+        self._importance = magnitude(weights, self._offer.structure)
+        self._index = TaskIndex(similarity or ClassStatistics(self._offer.probe.center))
+        self._masks: dict[str, Mask] = {}
+        self._recording = Lock()
+        for entry in library.entries():
+            self._masks[entry.entry] = entry.mask
+            self._index.add(entry.entry, entry.signature)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def offer(self) -> Offer:
+        """What a device needs before it asks."""
+        return self._offer
+
+    def assign(self, task: TaskDescription, contributor: str = "") -> Assignment:
+        """Vote, cut, send: a sub-network that the nearest tasks' masks chose, within the budget.
+
+        The same request again gets the same answer. Errors as of `exchange.Coordinator`.
+        """
+        stored = self._library.assignment_of(task.request_id)
+        if stored is None:
+            self._offer.probe.check(task.signature)
+            neighbours = self._index.nearest(task.signature, self._settings.neighbours)
+            stored = self._library.assigned(self._vote(task, neighbours, contributor))
+        return self._cut(stored)
+
+    def _vote(
+        self, task: TaskDescription, neighbours: tuple[Neighbour, ...], contributor: str
+    ) -> StoredAssignment:
+        structure = self._offer.structure
+        ballots = [Ballot(self._masks[n.entry], n.similarity) for n in neighbours]
+        target = self._allot(task.budget, task)
+        explored: Counts = (0,) * len(target)
+        if task.method == "mvp":
+            held = self._allot(task.budget.while_adapting, task)
+        else:
+            held = target
+            explored = tuple(int(self._settings.explore * count) for count in held)
+        elected = elect(structure, ballots, task.method, held, self._importance)
+        mask = elected.mask
+        if ballots and any(explored):
+            scores = SCORE_OF[task.method](ballots)
+            mask = with_runners_up(mask, scores, explored, seed=int(task.request_id, 16))
+        return StoredAssignment(
+            description=task,
+            origin=elected.origin,
+            mask=mask,
+            target=tuple(np.subtract(target, explored).tolist()),
+            rounds=self._settings.rounds if task.method == "mvp" else 0,
+            neighbours=neighbours,
+            contributor=contributor,
+        )
+
+    def _allot(self, budget: Budget, task: TaskDescription) -> Counts:
+        return allot(self._offer.structure, budget, task.signature.classes)
+
+    def _cut(self, stored: StoredAssignment) -> Assignment:
+        return Assignment(
+            request_id=stored.description.request_id,
+            method=stored.description.method,
+            origin=stored.origin,
+            subnetwork=SubNetwork.of(self._offer.backbone, self._weights, stored.mask),
+            target=stored.target,
+            rounds=stored.rounds,
+            neighbours=stored.neighbours,
+        )
+
+    def record(self, contribution: Contribution) -> Receipt:
+        """Store a contribution, then let its task vote: the next device finds it."""
+        with self._recording:
+            receipt = self._library.record(contribution)
+            if receipt.entry not in self._masks:
+                self._masks[receipt.entry] = contribution.mask
+                self._index.add(receipt.entry, self._library.entry(receipt.entry).signature)
+        return receipt
+
+    @property
+    def masks(self) -> Mapping[str, Mask]:
+        """The mask of every entry."""
+        return self._masks

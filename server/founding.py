@@ -1,0 +1,113 @@
+"""Founding a library: its backbone, structure and probe; then masks of the operator's own tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from common.adaptation import adapt_network
+from common.backbone import Backbone, Weights, weights_digest
+from common.exchange import Budget, Offer
+from common.fine_tune import FineTuneSettings
+from common.fitting import all_features, recalibrate_batch_norm
+from common.importance import magnitude
+from common.mask import Mask
+from common.pruning import PruningSettings
+from common.signature import Probe
+from common.structure import Kind
+from common.subnetwork import SubNetwork, rebuild
+from common.task_data import LabelledImages, Task
+from server.budget import allot
+from server.library import Entry, Library, seed_entry
+
+PROBE_KEEP_RATIO = 0.25
+"""The probe's share of the backbone's units: small to download, and its features still tell tasks."""
+
+
+def found_library(
+    path: Path,
+    backbone: Backbone,
+    weights: Weights,
+    images: LabelledImages,
+    *,
+    kinds: tuple[Kind, ...] = ("internal",),
+    probe_keep_ratio: float = PROBE_KEEP_RATIO,
+    seed: int = 0,
+) -> Library:
+    """A new, empty library: the backbone's structure and a probe fitted on the operator's images."""
+    structure = backbone.structure(kinds)
+    mask = Mask.keep_top(
+        structure,
+        magnitude(weights, structure),
+        allot(structure, Budget(keep_ratio=probe_keep_ratio), classes=backbone.num_classes),
+    )
+    probe = make_probe(backbone, weights, mask, images, seed)
+    return Library.create(path, Offer(backbone, structure, probe), weights_digest(weights))
+
+
+def make_probe(
+    backbone: Backbone, weights: Weights, mask: Mask, images: LabelledImages, seed: int
+) -> Probe:
+    """The sub-network of a mask, its batch norm and its center set on the operator's images."""
+    network = SubNetwork.of(backbone, weights, mask).network(num_classes=1)
+    generator = torch.Generator().manual_seed(seed)
+    recalibrate_batch_norm(network, images, generator, count=1024)
+    center = all_features(network, images).mean(0).numpy()
+    left = {k: v for k, v in network.state_dict().items() if k not in backbone.classifier_tensors}
+    return Probe(SubNetwork(backbone, mask, left), center)
+
+
+def seed_library(
+    library: Library,
+    weights: Weights,
+    tasks: Sequence[tuple[str, Callable[[], Task]]],
+    *,
+    keep_ratio: float,
+    settings: FineTuneSettings,
+    pruning: PruningSettings,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Entry]:
+    """Prune the backbone iteratively on each of the operator's tasks, and store the masks.
+
+    `tasks` are names and how to load each. A task that is stored already is not done again, so an
+    interrupted run goes on where it stopped. Each task's randomness comes from `seed` and its name.
+    """
+    offer = library.offer
+    budget = Budget(keep_ratio=keep_ratio)
+    entries = []
+    for name, load in tasks:
+        task = load()
+        signature = offer.probe.describe(task.train, len(task.classes))
+        entry = seed_entry(name, signature)
+        if not library.has(entry):
+            target = allot(offer.structure, budget, len(task.classes))
+            generator = torch.Generator().manual_seed(seed ^ int(entry[:15], 16))
+            left = {
+                k: v.clone() for k, v in weights.items() if k not in offer.backbone.classifier_tensors
+            }
+            network = rebuild(offer.backbone, left, len(task.classes))
+            adapted = adapt_network(
+                network,
+                offer.backbone,
+                Mask.full(offer.structure),
+                task,
+                settings,
+                generator,
+                target=target,
+                pruning=pruning,
+                progress=None if progress is None else partial(progress, name),
+            )
+            library.seed(
+                entry,
+                signature,
+                adapted.pruned.mask,
+                accuracy_before=adapted.before,
+                accuracy_after=adapted.after,
+                iterations=settings.iterations,
+            )
+        entries.append(library.entry(entry))
+    return entries

@@ -1,0 +1,103 @@
+"""Similarity: how near two tasks are, in [0, 1], from what the server may know about them.
+
+`ClassStatistics` compares class means and is what a deployed server uses. LEEP needs a prediction
+for every example, which no server has: it serves simulations, and devices that rank for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import InputError
+from common.signature import TaskSignature
+
+
+class Similarity(Protocol):
+    """How near the tasks of a library are to one task."""
+
+    def add(self, entry: str, signature: TaskSignature) -> None:
+        """Take a task into the library."""
+
+    def to(self, task: TaskSignature) -> tuple[Sequence[str], np.ndarray]:
+        """All entries, and float64 (entries,) similarities in [0, 1]."""
+
+
+class ClassStatistics:
+    """Cosine similarity of centred class means, each class matched with the other task's nearest.
+
+    For tasks with class means a_1..a_K and b_1..b_M, centred on the probe's public mean and of unit
+    length: the mean over k of max over m of <a_k, b_m>, averaged with the same the other way round,
+    negative values taken as 0. 1 for the same task in any order of classes.
+    """
+
+    def __init__(self, center: np.ndarray) -> None:
+        self._center = np.asarray(center, dtype=np.float32)
+        self._entries: list[str] = []
+        self._starts: list[int] = [0]
+        self._rows = np.empty((1024, len(self._center)), dtype=np.float32)
+
+    def add(self, entry: str, signature: TaskSignature) -> None:
+        """Take a task's class means into the index."""
+        rows = self._unit_rows(signature)
+        start, end = self._starts[-1], self._starts[-1] + len(rows)
+        if end > len(self._rows):
+            grown = np.empty((max(end, 2 * len(self._rows)), self._rows.shape[1]), np.float32)
+            grown[:start] = self._rows[:start]
+            self._rows = grown
+        self._rows[start:end] = rows
+        self._entries.append(entry)
+        self._starts.append(end)
+
+    def to(self, task: TaskSignature) -> tuple[Sequence[str], np.ndarray]:
+        """All entries, in the order they were added, and how near each is to the task."""
+        if not self._entries:
+            return [], np.empty(0)
+        cosines = self._rows[: self._starts[-1]] @ self._unit_rows(task).T
+        starts = self._starts[:-1]
+        sizes = np.diff(self._starts)
+        theirs = np.add.reduceat(cosines.max(1), starts) / sizes
+        ours = np.maximum.reduceat(cosines, starts, axis=0).mean(1)
+        return self._entries, np.clip((theirs + ours) / 2, 0, 1).astype(np.float64)
+
+    def _unit_rows(self, signature: TaskSignature) -> np.ndarray:
+        rows = signature.means.astype(np.float32) - self._center
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def leep(source: np.ndarray, labels: np.ndarray) -> float:
+    """LEEP: how well a source model's predictions tell a task's classes (Nguyen et al., 2020), <= 0.
+
+    `source` is (N, Z), each row a distribution over source classes; `labels` int64 (N,). With the
+    empirical P(y, z), mean over examples of log sum_z P(y_i | z) source[i, z]. Raises InputError on
+    no examples, NaN, or rows that do not sum to one.
+    """
+    source = np.asarray(source, dtype=np.float64)
+    if source.ndim != 2 or len(source) != len(labels) or not len(labels):
+        raise InputError(f"predictions {source.shape} for {len(labels)} labels; one row each, not none")
+    if not np.isfinite(source).all() or not np.allclose(source.sum(1), 1, atol=1e-4):
+        raise InputError("predictions are no distributions: every row is finite and sums to one")
+    joint = np.zeros((int(labels.max()) + 1, source.shape[1]))
+    np.add.at(joint, labels, source / len(labels))
+    marginal = joint.sum(0)
+    given = np.divide(joint, marginal, out=np.zeros_like(joint), where=marginal > 0)
+    expected = (given[labels] * source).sum(1)
+    return float(np.log(np.maximum(expected, 1e-300)).mean())
+
+
+def predictions_by_means(
+    features: np.ndarray, means: np.ndarray, center: np.ndarray, temperature: float = 0.1
+) -> np.ndarray:
+    """A library task's model as its signature gives it: softmax over cosines to its class means.
+
+    Features (N, D) and means (Z, D), both centred; the result is (N, Z) and feeds `leep`.
+    """
+    left, right = features - center, means.astype(np.float64) - center
+    left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
+    right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-12)
+    logits = left @ right.T / temperature
+    logits -= logits.max(1, keepdims=True)
+    weights = np.exp(logits)
+    return weights / weights.sum(1, keepdims=True)

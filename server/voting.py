@@ -1,0 +1,106 @@
+"""Voting: neighbours' masks -> a score per unit -> a mask within the budget. The heart of both papers.
+
+Notation: task i has neighbours N(i), K of them; neighbour j brings the mask m_j^l in {0,1}^(n_l) of
+group l, and its similarity to i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import InputError
+from common.exchange import Method, Origin
+from common.mask import Mask, Scores
+from common.structure import Structure
+from server.budget import Counts
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """One neighbour's part in a vote: its mask, and how similar its task is, in [0, 1]."""
+
+    mask: Mask
+    similarity: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.similarity <= 1:
+            raise InputError(f"a similarity of {self.similarity}; it lies in [0, 1]")
+
+
+def mvp_vote(ballots: Sequence[Ballot]) -> dict[str, np.ndarray]:
+    """v^l = sum over neighbours of m_j^l: one task, one vote (MVP, arXiv 2301.11560).
+
+    Float64 (units,) per group, whole numbers in [0, K].
+    """
+    return {
+        name: np.sum([ballot.mask[name] for ballot in ballots], axis=0, dtype=np.float64)
+        for name in ballots[0].mask
+    }
+
+
+def smsp_score(ballots: Sequence[Ballot]) -> dict[str, np.ndarray]:
+    """s^l = sum over neighbours of w_j m_j^l, w_j = sim_j / sum of sims (SMSP, arXiv 2307.04365).
+
+    Float64 (units,) per group, in [0, 1]. Where no neighbour is similar at all, all weigh alike.
+    """
+    similarities = np.array([ballot.similarity for ballot in ballots])
+    total = similarities.sum()
+    weights = similarities / total if total > 0 else np.full(len(ballots), 1 / len(ballots))
+    return {
+        name: np.sum([w * ballot.mask[name] for w, ballot in zip(weights, ballots, strict=True)], axis=0)
+        for name in ballots[0].mask
+    }
+
+
+SCORE_OF = {"mvp": mvp_vote, "smsp": smsp_score}
+
+
+@dataclass(frozen=True)
+class Elected:
+    """The outcome of a vote: a mask, and whether neighbours or the backbone's importance chose it."""
+
+    mask: Mask
+    origin: Origin
+
+
+def elect(
+    structure: Structure,
+    ballots: Sequence[Ballot],
+    method: Method,
+    counts: Counts,
+    importance: Scores,
+) -> Elected:
+    """The mask of the `counts` best-scored units of every group.
+
+    Ties go to the backbone's own importance, never to index order. With no ballots at all the
+    library is empty, and the backbone's importance elects alone.
+    """
+    if not ballots:
+        return Elected(Mask.keep_top(structure, importance, counts), "importance")
+    scores = SCORE_OF[method](ballots)
+    return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), "vote")
+
+
+def with_runners_up(elected: Mask, scores: Scores, explored: Counts, seed: int) -> Mask:
+    """The mask with the last `explored` units of every group given up for others, drawn by score.
+
+    A device can only rank units that it holds. The best are never given up; among those not
+    elected, each is drawn with a probability that grows with its score, so that a neighbour's
+    choice is tried before one that nobody made.
+    """
+    generator = np.random.default_rng(seed)
+    rows = {}
+    for name, count in zip(elected, explored, strict=True):
+        row, score = elected[name].copy(), np.asarray(scores[name])
+        outside = np.flatnonzero(~row)
+        count = min(count, int(row.sum()) - 1, len(outside))
+        if count > 0:
+            inside = np.flatnonzero(row)
+            row[inside[np.argsort(score[inside], kind="stable")[:count]]] = False
+            chance = score[outside] + 1 / (2 * len(outside))
+            row[generator.choice(outside, count, replace=False, p=chance / chance.sum())] = True
+        rows[name] = row
+    return Mask.of(elected.structure, rows)

@@ -1,0 +1,45 @@
+"""One small real backbone, which timm calls a test model, and what a library of it offers."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from common.backbone import Backbone, Weights
+from common.exchange import Offer
+from common.mask import Mask
+from common.signature import Probe
+from common.structure import Structure
+from common.subnetwork import SubNetwork
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return Backbone.from_timm("test_resnet", num_classes=5, image_size=32)
+
+
+@pytest.fixture(scope="session")
+def structure(backbone) -> Structure:
+    return backbone.structure()
+
+
+@pytest.fixture(scope="session")
+def weights(backbone) -> Weights:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model(backbone.model, num_classes=backbone.num_classes)
+    return dict(network.state_dict())
+
+
+@pytest.fixture(scope="session")
+def probe(backbone, structure, weights) -> Probe:
+    """A quarter of every group, and a center that is not zero."""
+    scores = {group.name: np.arange(group.units) for group in structure.groups}
+    mask = Mask.keep_top(structure, scores, [max(1, units // 4) for units in structure.sizes])
+    center = np.linspace(-1, 1, backbone.skeleton().num_features, dtype=np.float32)
+    return Probe(SubNetwork.of(backbone, weights, mask), center)
+
+
+@pytest.fixture(scope="session")
+def offer(backbone, structure, probe) -> Offer:
+    return Offer(backbone, structure, probe)
