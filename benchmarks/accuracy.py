@@ -86,7 +86,9 @@ def run_cell(library: str, data: str, backbone: tuple, cell: tuple[int, TaskChoi
 @click.option("--ways", default=10, show_default=True, help="Classes of a task.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--workers", default=2, show_default=True)
-def main(model, classes, image_size, checkpoint, data, out, library_tasks, new_tasks, ways, seeds, workers):
+def main(
+    model, classes, image_size, checkpoint, data, out, library_tasks, new_tasks, ways, seeds, workers
+):
     """Run what is missing of the comparison."""
     out.mkdir(parents=True, exist_ok=True)
     arguments = (model, classes, image_size, checkpoint)

@@ -41,6 +41,17 @@ class Backbone:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     timm_version: str = timm.__version__
 
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.input_size) != 3 or min(self.input_size) < 1:
+            problems.append(f"inputs are {self.input_size}; needed: (C, H, W), each at least 1")
+        if {len(self.mean), len(self.std)} != {self.input_size[0]} or not min(self.std, default=1) > 0:
+            problems.append(f"mean {self.mean} and std {self.std} are not one a channel, std above 0")
+        if self.num_classes < 1:
+            problems.append(f"it has {self.num_classes} classes; at least 1")
+        if problems:
+            raise InputError(f"{self.model} cannot be a backbone: {'; '.join(problems)}")
+
     @classmethod
     def from_timm(
         cls,
@@ -62,6 +73,8 @@ class Backbone:
                 f"timm {timm.__version__} has no model {model!r}; "
                 + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
             )
+        if image_size is not None and image_size < 1:
+            raise UnsupportedModel(f"the image size is {image_size} pixels; it is at least 1")
         arguments = dict(arguments or {})
         network = _create(model, num_classes, arguments)
         defaults = network.pretrained_cfg

@@ -6,13 +6,13 @@ is assigned a sub-network, and contributes the mask it ends with.
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from common.backbone import Backbone
-from common.errors import BudgetError, InputError
+from common.errors import BudgetError, InputError, MismatchError
 from common.mask import Mask
 from common.signature import Probe, TaskSignature
 from common.structure import Structure
@@ -22,6 +22,9 @@ Method = Literal["smsp", "mvp"]
 METHODS: tuple[Method, ...] = ("smsp", "mvp")
 
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+MAX_PARAMETERS = 2**63 - 1  # what a 64-bit integer holds
+MAX_HEADROOM = 1000
+MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Budget:
 
     Exactly one is given. `keep_ratio` is in (0, 1]; `parameters` counts the whole network that the
     device ends with, its own classifier included. `headroom` is how many times the budget the device
-    can hold while it adapts (at least 1): MVP starts larger and prunes down.
+    can hold while it adapts (1 to 1000): MVP starts larger and prunes down.
     """
 
     keep_ratio: float | None = None
@@ -45,10 +48,12 @@ class Budget:
             )
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise BudgetError(f"the keep ratio is {self.keep_ratio}; it lies in (0, 1]")
-        if self.parameters is not None and not self.parameters >= 1:
-            raise BudgetError(f"the budget is {self.parameters} parameters; it is at least 1")
-        if not 1 <= self.headroom < math.inf:
-            raise BudgetError(f"the headroom is {self.headroom}; it is a number of at least 1")
+        if self.parameters is not None and not 1 <= self.parameters <= MAX_PARAMETERS:
+            raise BudgetError(
+                f"the budget is {self.parameters} parameters; it lies in 1 to {MAX_PARAMETERS}"
+            )
+        if not 1 <= self.headroom <= MAX_HEADROOM:
+            raise BudgetError(f"the headroom is {self.headroom}; it lies in 1 to {MAX_HEADROOM}")
 
     @property
     def while_adapting(self) -> Budget:
@@ -56,16 +61,43 @@ class Budget:
         if self.keep_ratio is not None:
             return Budget(keep_ratio=min(1.0, self.keep_ratio * self.headroom))
         assert self.parameters is not None
-        return Budget(parameters=int(self.parameters * self.headroom))
+        # Beyond 2**53 the product is rounded: it must neither shrink the budget nor pass the limit.
+        enlarged = max(self.parameters, int(self.parameters * self.headroom))
+        return Budget(parameters=min(enlarged, MAX_PARAMETERS))
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a library stands for, and what a device needs before it can ask: fetched once."""
+    """What a library stands for, and what a device needs before it can ask: fetched once.
+
+    The structure is the backbone's, and the probe is cut from this backbone by this structure:
+    raises MismatchError otherwise.
+    """
 
     backbone: Backbone
     structure: Structure
     probe: Probe
+
+    def __post_init__(self) -> None:
+        own, found_in = (
+            json.dumps(dict(model), sort_keys=True)
+            for model in (self.backbone.identity, self.structure.model)
+        )
+        if own != found_in:
+            raise MismatchError(
+                f"the backbone is {own[:200]}, the structure was found in {found_in[:200]}; "
+                "discover the structure of this backbone"
+            )
+        network = self.probe.subnetwork
+        if network.mask.structure.digest != self.structure.digest:
+            raise MismatchError(
+                f"the probe was cut by structure {network.mask.structure.digest[:12]}, the one on offer "
+                f"is {self.structure.digest[:12]}; cut it anew"
+            )
+        if network.backbone.to_json() != self.backbone.to_json():
+            raise MismatchError(
+                f"the probe is not cut from the {self.backbone.model} on offer; cut it anew"
+            )
 
 
 @dataclass(frozen=True)
@@ -101,6 +133,10 @@ class Neighbour:
     entry: str
     similarity: float
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.similarity <= 1:
+            raise InputError(f"a neighbour's similarity is {self.similarity}; it lies in [0, 1]")
+
 
 Origin = Literal["vote", "importance"]
 """Where a mask came from: neighbours' votes, or, in an empty library, the backbone's own importance."""
@@ -112,7 +148,8 @@ class Assignment:
 
     `target` are the units per group that the contributed mask keeps, at most those of the
     sub-network's mask: what the device drops, and what it does not, is what the library learns. With
-    `rounds` above 0 the network itself is pruned down to it (MVP); with 0 it stays (SMSP).
+    `rounds` above 0 (up to 1000) the network itself is pruned down to it (MVP); with 0 it stays
+    (SMSP).
     """
 
     request_id: str
@@ -124,6 +161,9 @@ class Assignment:
     neighbours: tuple[Neighbour, ...]
 
     def __post_init__(self) -> None:
+        check_request_id(self.request_id)
+        if not 0 <= self.rounds <= MAX_ROUNDS:
+            raise InputError(f"{self.rounds} rounds of pruning; they are 0 to {MAX_ROUNDS}")
         held = self.subnetwork.mask.counts
         if len(self.target) != len(held) or any(
             not 1 <= want <= have for want, have in zip(self.target, held, strict=True)

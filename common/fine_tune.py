@@ -25,16 +25,18 @@ class FineTuneSettings:
 
     iterations: int = 50
     batch_size: int = 32
-    learning_rate: float = 0.02
+    learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip_norm: float = 1.0
+    """Longest gradient step taken: a cut network's first gradients can be huge, and wreck it."""
     final_rate: float = 0.05
     """Where the cosine ends, as a share of the learning rate; 1 keeps it constant."""
     fit_images: int = 2048
     """Images for batch-norm statistics and the classifier: more is slower, fewer is noisier."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "learning_rate", "fit_images"):
+        for name in ("batch_size", "learning_rate", "clip_norm", "fit_images"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.iterations < 0:
@@ -95,6 +97,7 @@ def fine_tune(
         losses.append(loss.item())
         if after_backward is not None:
             after_backward(iteration)
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
         optimiser.step()
         schedule.step()
         if after_iteration is not None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from common.errors import MaskError, MismatchError
-from common.structure import Structure
+from common.structure import Group, Structure
 
 Scores = Mapping[str, np.ndarray]
 """Group name -> float64 (units,): the more, the better to keep."""
@@ -73,19 +73,12 @@ class Mask(Mapping[str, np.ndarray]):
         Equal scores go by `tie_break`, and what is equal there too by index. NaN and scores of a
         wrong length raise MaskError; counts outside 1..units as well.
         """
+        if len(counts) != len(structure.groups):
+            raise MaskError(f"{len(counts)} counts for {len(structure.groups)} groups; give one a group")
         rows = {}
         for group, count in zip(structure.groups, counts, strict=True):
-            score = np.asarray(scores[group.name], dtype=np.float64)
-            second = (
-                np.zeros(group.units)
-                if tie_break is None
-                else np.asarray(tie_break[group.name], dtype=np.float64)
-            )
-            if score.shape != (group.units,) or np.isnan(score).any() or np.isnan(second).any():
-                raise MaskError(
-                    f"scores of {group.name} are {score.shape} with "
-                    f"{int(np.isnan(score).sum())} NaN; needed: ({group.units},) and none"
-                )
+            score = _row(scores, group)
+            second = np.zeros(group.units) if tie_break is None else _row(tie_break, group)
             if not 1 <= count <= group.units:
                 raise MaskError(f"{group.name} has 1..{group.units} units to keep, not {count}")
             best = np.lexsort((-second, -score))[:count]
@@ -170,3 +163,14 @@ class Mask(Mapping[str, np.ndarray]):
                 f"masks of two structures: {self.structure.digest[:12]} and "
                 f"{other.structure.digest[:12]}; compare masks of one backbone"
             )
+
+
+def _row(scores: Scores, group: Group) -> np.ndarray:
+    """The scores of a group, float64 (units,); MaskError where they are anything else."""
+    row = np.asarray(scores.get(group.name, ()), dtype=np.float64)
+    if row.shape != (group.units,) or np.isnan(row).any():
+        raise MaskError(
+            f"scores of {group.name} are {row.shape} with {int(np.isnan(row).sum())} NaN; "
+            f"needed: ({group.units},) and none"
+        )
+    return row

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from common.backbone import Backbone, Weights
+from common.backbone import Backbone, Weights, features
 from common.errors import InputError, MaskError, WeightsError
 from common.mask import Mask
 from common.structure import Structure
@@ -141,7 +141,13 @@ def _blank_classifier(network: nn.Module, backbone: Backbone, tensors: Weights) 
     with torch.no_grad():
         wide = network.get_submodule(backbone.classifier)
         probe = torch.empty(1, *backbone.input_size, device="meta")
-        width = network.forward_head(network.forward_features(probe), pre_logits=True).shape[-1]
+        try:
+            width = features(network, probe).shape[-1]
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(
+                f"these tensors do not fit together as a {backbone.model}: {error}; "
+                "fetch the sub-network again"
+            ) from error
     like = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
     blank = nn.Linear(width, wide.out_features, bias=True, dtype=like.dtype, device=like.device)
     nn.init.zeros_(blank.weight)

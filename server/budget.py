@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from common.errors import BudgetError
 from common.exchange import Budget
@@ -13,12 +16,11 @@ Counts = tuple[int, ...]
 
 
 def allot(structure: Structure, budget: Budget, classes: int) -> Counts:
-    """The most units per group within the budget: one keep ratio for all groups, never exceeded.
+    """The most units per group within the budget, never exceeded: one keep ratio for all groups.
 
-    Every group keeps at least one unit, so a small group may keep more than its share; the others
-    then keep less. What the common ratio leaves of the budget is spent unit by unit, on the groups
-    that are nearest to their next one. A budget for everything gives the whole backbone. Raises
-    BudgetError naming the smallest sub-network where the budget is below it.
+    Every group keeps at least one unit. What is left of the budget would not pay for the next unit
+    in turn. A larger budget never keeps fewer units of any group, and one for everything gives the
+    whole backbone. Raises BudgetError naming the smallest sub-network where the budget is below it.
     """
     cost, limit, unit = _measure(structure, budget, classes)
     smallest = cost(structure.smallest)
@@ -27,8 +29,9 @@ def allot(structure: Structure, budget: Budget, classes: int) -> Counts:
             f"the budget is {limit:,} {unit}, the smallest sub-network of {structure.model.get('model')} "
             f"needs {smallest:,}; ask for at least {_least(structure, budget, smallest)}"
         )
-    counts = _at_ratio(structure.sizes, _largest_ratio(structure.sizes, cost, limit))
-    return _spend_rest(structure.sizes, counts, cost, limit)
+    turns = _turns(structure.sizes)
+    taken = _most(len(turns), lambda count: cost(_counts(structure, turns[:count])) <= limit)
+    return _counts(structure, turns[:taken])
 
 
 def _measure(
@@ -43,36 +46,32 @@ def _measure(
 
 def _least(structure: Structure, budget: Budget, smallest: int) -> str:
     if budget.keep_ratio is not None:
-        return f"a keep ratio of {smallest / structure.units:.4f}"
+        return f"a keep ratio of {math.ceil(1e6 * smallest / structure.units) / 1e6:g}"
     return f"{smallest:,} parameters"
 
 
-def _at_ratio(sizes: Sequence[int], ratio: float) -> Counts:
-    return tuple(max(1, min(size, int(ratio * size + 1e-9))) for size in sizes)
+def _turns(sizes: Sequence[int]) -> np.ndarray:
+    """The group whose turn it is to get one more unit, from one each until all are whole.
+
+    Seats go to parties so by Webster's method: a group of n gets its k-th unit at the ratio
+    (k - 1/2) / n, where k is what it would be rounded to, and no group's size is of advantage.
+    """
+    groups = np.repeat(np.arange(len(sizes)), [size - 1 for size in sizes])
+    ratios = [(np.arange(2, size + 1) - 0.5) / size for size in sizes]
+    return groups[np.argsort(np.concatenate([*ratios, []]), kind="stable")]
 
 
-def _largest_ratio(sizes: Sequence[int], cost: Callable[[Sequence[int]], int], limit: int) -> float:
-    """The largest ratio within the limit; costs grow with the ratio, so the interval is halved."""
-    low, high = 0.0, 1.0
-    if cost(_at_ratio(sizes, high)) <= limit:
-        return high
-    while high - low > 1 / (4 * max(sizes, default=1) ** 2):
-        middle = (low + high) / 2
-        if cost(_at_ratio(sizes, middle)) <= limit:
+def _counts(structure: Structure, turns: np.ndarray) -> Counts:
+    return tuple((1 + np.bincount(turns, minlength=len(structure.groups))).tolist())
+
+
+def _most(count: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `count` that fits, where 0 does and none fits above one that does not."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
             low = middle
         else:
-            high = middle
+            high = middle - 1
     return low
-
-
-def _spend_rest(
-    sizes: Sequence[int], counts: Counts, cost: Callable[[Sequence[int]], int], limit: int
-) -> Counts:
-    kept = list(counts)
-    order = sorted(range(len(sizes)), key=lambda g: (kept[g] + 1) / sizes[g])
-    for group in order:
-        if kept[group] < sizes[group]:
-            kept[group] += 1
-            if cost(kept) > limit:
-                kept[group] -= 1
-    return tuple(kept)

@@ -11,6 +11,7 @@ import numpy as np
 from common.backbone import Weights, weights_digest
 from common.errors import InputError, MismatchError
 from common.exchange import (
+    MAX_ROUNDS,
     Assignment,
     Budget,
     Contribution,
@@ -23,7 +24,7 @@ from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
 from server.budget import Counts, allot
-from server.library import Library, StoredAssignment
+from server.library import Entry, Library, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
 from server.voting import SCORE_OF, Ballot, elect, with_runners_up
@@ -42,10 +43,10 @@ class VotingSettings:
     """Rounds of pruning that an MVP device does from its larger start to its budget."""
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1 or self.rounds < 1 or not 0 <= self.explore < 1:
+        if self.neighbours < 1 or not 1 <= self.rounds <= MAX_ROUNDS or not 0 <= self.explore < 1:
             raise InputError(
                 f"{self.neighbours} neighbours, {self.rounds} rounds, exploring {self.explore}; needed "
-                "are at least one neighbour and one round, and a share in [0, 1)"
+                f"are at least one neighbour, 1 to {MAX_ROUNDS} rounds, and a share in [0, 1)"
             )
 
 
@@ -79,8 +80,12 @@ class Coordinator:
         self._masks: dict[str, Mask] = {}
         self._recording = Lock()
         for entry in library.entries():
-            self._masks[entry.entry] = entry.mask
-            self._index.add(entry.entry, entry.signature)
+            self._take_in(entry)
+
+    def _take_in(self, entry: Entry) -> None:
+        # The mask first: whoever finds the entry in the index looks its mask up.
+        self._masks[entry.entry] = entry.mask
+        self._index.add(entry.entry, entry.signature)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -95,7 +100,8 @@ class Coordinator:
         The same request again gets the same answer. Errors as of `exchange.Coordinator`.
         """
         stored = self._library.assignment_of(task.request_id)
-        if stored is None:
+        if stored is None or stored.description != task:
+            # What differs under a request id that is taken, the library refuses.
             self._offer.probe.check(task.signature)
             neighbours = self._index.nearest(task.signature, self._settings.neighbours)
             stored = self._library.assigned(self._vote(task, neighbours, contributor))
@@ -117,7 +123,8 @@ class Coordinator:
         mask = elected.mask
         if ballots and any(explored):
             scores = SCORE_OF[task.method](ballots)
-            mask = with_runners_up(mask, scores, explored, seed=int(task.request_id, 16))
+            seed = int(task.request_id, 16)
+            mask = with_runners_up(mask, scores, explored, seed, tie_break=self._importance)
         return StoredAssignment(
             description=task,
             origin=elected.origin,
@@ -147,8 +154,7 @@ class Coordinator:
         with self._recording:
             receipt = self._library.record(contribution)
             if receipt.entry not in self._masks:
-                self._masks[receipt.entry] = contribution.mask
-                self._index.add(receipt.entry, self._library.entry(receipt.entry).signature)
+                self._take_in(self._library.entry(receipt.entry))
         return receipt
 
     @property

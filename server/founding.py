@@ -108,6 +108,7 @@ def seed_library(
                 accuracy_before=adapted.before,
                 accuracy_after=adapted.after,
                 iterations=settings.iterations,
+                contributor=f"operator:{name}",
             )
         entries.append(library.entry(entry))
     return entries

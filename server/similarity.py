@@ -72,19 +72,22 @@ def leep(source: np.ndarray, labels: np.ndarray) -> float:
 
     `source` is (N, Z), each row a distribution over source classes; `labels` int64 (N,). With the
     empirical P(y, z), mean over examples of log sum_z P(y_i | z) source[i, z]. Raises InputError on
-    no examples, NaN, or rows that do not sum to one.
+    no examples, negative labels, NaN, or rows that are negative or do not sum to one.
     """
-    source = np.asarray(source, dtype=np.float64)
-    if source.ndim != 2 or len(source) != len(labels) or not len(labels):
-        raise InputError(f"predictions {source.shape} for {len(labels)} labels; one row each, not none")
-    if not np.isfinite(source).all() or not np.allclose(source.sum(1), 1, atol=1e-4):
-        raise InputError("predictions are no distributions: every row is finite and sums to one")
+    source, labels = np.asarray(source, dtype=np.float64), np.asarray(labels)
+    if source.ndim != 2 or labels.shape != source.shape[:1] or not len(labels):
+        raise InputError(f"predictions {source.shape}, labels {labels.shape}; one row each, not none")
+    if labels.min() < 0:
+        raise InputError(f"a label is {labels.min()}; labels are classes, from 0")
+    # NaN is not at least 0, and infinite rows do not sum to one.
+    if not (source >= 0).all() or not np.allclose(source.sum(1), 1, atol=1e-4):
+        raise InputError("predictions are no distributions: no row is negative, each sums to one")
     joint = np.zeros((int(labels.max()) + 1, source.shape[1]))
     np.add.at(joint, labels, source / len(labels))
     marginal = joint.sum(0)
     given = np.divide(joint, marginal, out=np.zeros_like(joint), where=marginal > 0)
     expected = (given[labels] * source).sum(1)
-    return float(np.log(np.maximum(expected, 1e-300)).mean())
+    return float(np.log(np.clip(expected, 1e-300, 1)).mean())
 
 
 def predictions_by_means(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, MismatchError
 from common.exchange import Method, Origin
 from common.mask import Mask, Scores
 from common.structure import Structure
@@ -33,10 +33,12 @@ class Ballot:
 def mvp_vote(ballots: Sequence[Ballot]) -> dict[str, np.ndarray]:
     """v^l = sum over neighbours of m_j^l: one task, one vote (MVP, arXiv 2301.11560).
 
-    Float64 (units,) per group, whole numbers in [0, K].
+    Float64 (units,) per group, whole numbers in [0, K]. Raises InputError where nobody votes, and
+    MismatchError for masks of different structures.
     """
+    _check_one_structure(ballots)
     return {
-        name: np.sum([ballot.mask[name] for ballot in ballots], axis=0, dtype=np.float64)
+        name: np.stack([ballot.mask[name] for ballot in ballots]).sum(axis=0, dtype=np.float64)
         for name in ballots[0].mask
     }
 
@@ -45,14 +47,28 @@ def smsp_score(ballots: Sequence[Ballot]) -> dict[str, np.ndarray]:
     """s^l = sum over neighbours of w_j m_j^l, w_j = sim_j / sum of sims (SMSP, arXiv 2307.04365).
 
     Float64 (units,) per group, in [0, 1]. Where no neighbour is similar at all, all weigh alike.
+    Errors as of `mvp_vote`.
     """
+    _check_one_structure(ballots)
     similarities = np.array([ballot.similarity for ballot in ballots])
     total = similarities.sum()
     weights = similarities / total if total > 0 else np.full(len(ballots), 1 / len(ballots))
+    # Rounded, as equal scores must not differ by the order in which weights were added.
     return {
-        name: np.sum([w * ballot.mask[name] for w, ballot in zip(weights, ballots, strict=True)], axis=0)
+        name: (weights[:, None] * np.stack([ballot.mask[name] for ballot in ballots])).sum(0).round(12)
         for name in ballots[0].mask
     }
+
+
+def _check_one_structure(ballots: Sequence[Ballot]) -> None:
+    if not ballots:
+        raise InputError("nobody votes; in an empty library the backbone's importance elects")
+    digests = {ballot.mask.structure.digest for ballot in ballots}
+    if len(digests) > 1:
+        raise MismatchError(
+            f"masks of {len(digests)} structures in one vote: "
+            f"{', '.join(sorted(digest[:12] for digest in digests))}; let masks of one backbone vote"
+        )
 
 
 SCORE_OF = {"mvp": mvp_vote, "smsp": smsp_score}
@@ -76,30 +92,43 @@ def elect(
     """The mask of the `counts` best-scored units of every group.
 
     Ties go to the backbone's own importance, never to index order. With no ballots at all the
-    library is empty, and the backbone's importance elects alone.
+    library is empty, and the backbone's importance elects alone. Raises MismatchError for ballots
+    of another structure.
     """
     if not ballots:
         return Elected(Mask.keep_top(structure, importance, counts), "importance")
     scores = SCORE_OF[method](ballots)
+    voted = ballots[0].mask.structure.digest
+    if voted != structure.digest:
+        raise MismatchError(
+            f"the masks are of structure {voted[:12]}, the vote is on {structure.digest[:12]}; "
+            "let masks of this backbone vote"
+        )
     return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), "vote")
 
 
-def with_runners_up(elected: Mask, scores: Scores, explored: Counts, seed: int) -> Mask:
+def with_runners_up(
+    elected: Mask, scores: Scores, explored: Counts, seed: int, tie_break: Scores | None = None
+) -> Mask:
     """The mask with the last `explored` units of every group given up for others, drawn by score.
 
-    A device can only rank units that it holds. The best are never given up; among those not
-    elected, each is drawn with a probability that grows with its score, so that a neighbour's
-    choice is tried before one that nobody made.
+    A device can only rank units that it holds. The best are never given up, equal scores going by
+    `tie_break` as in the vote; among those not elected, each is drawn with a probability that grows
+    with its score, so that a neighbour's choice is tried before one that nobody made. A group of
+    one unit, or without others, gives up none.
     """
     generator = np.random.default_rng(seed)
     rows = {}
     for name, count in zip(elected, explored, strict=True):
         row, score = elected[name].copy(), np.asarray(scores[name])
+        second = np.zeros(len(score)) if tie_break is None else np.asarray(tie_break[name])
         outside = np.flatnonzero(~row)
         count = min(count, int(row.sum()) - 1, len(outside))
         if count > 0:
+            # From the last of the vote's own order: what is equal in everything goes by index.
             inside = np.flatnonzero(row)
-            row[inside[np.argsort(score[inside], kind="stable")[:count]]] = False
+            last = np.lexsort((-second[inside], -score[inside]))[-count:]
+            row[inside[last]] = False
             chance = score[outside] + 1 / (2 * len(outside))
             row[generator.choice(outside, count, replace=False, p=chance / chance.sum())] = True
         rows[name] = row

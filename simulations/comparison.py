@@ -89,9 +89,7 @@ class Comparison:
             "SMSP": lambda contest, s: contest.adapt(self._voted(s, contest, "smsp")),
             "SMSP exploring": self._exploring,
             "MVP": self._mvp,
-            "farthest": lambda contest, s: contest.adapt(
-                self._voted(s, contest, "smsp", nearest=False)
-            ),
+            "farthest": lambda contest, s: contest.adapt(self._voted(s, contest, "smsp", nearest=False)),
             **{name: plain(alternative) for name, alternative in ALTERNATIVES.items()},
             f"iterative {self._settings.iterative_iterations}": plain(pruned),
         }

@@ -18,7 +18,7 @@ FORMAT = 1
 Kind = Literal["internal", "residual"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One dimension of one parameter or buffer that a group cuts.
 
@@ -30,6 +30,16 @@ class Member:
     dim: int
     unit_of: np.ndarray
     reads: bool
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        return self.tensor, self.dim, tuple(self.unit_of.tolist()), self.reads
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""The Flower door of a device: it answers what the server asks, first for its task, then to adapt.
+
+Each message may come to a new process, so what the first one leaves for the second is kept outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from safetensors.torch import save
+
+from client.adapt import adapt_assignment, describe
+from common.adaptation import Adapted
+from common.backbone import Backbone
+from common.command_line import write_whole
+from common.envelope import seal, unseal
+from common.errors import InputError, MaskvoteError, MismatchError, TaskDataError
+from common.exchange import Offer
+from common.proto_codec import (
+    REQUEST_ID_BYTES,
+    decode_assignment,
+    decode_offer,
+    encode_contribution,
+    encode_task_description,
+)
+from common.record_codec import Measured, message_of, pack, payload_of
+from common.settings import DeviceSettings, device_settings
+from common.task_data import Task, load_folder
+
+__all__ = ["DeviceSettings", "app", "client_app"]
+
+
+def client_app(settings: DeviceSettings | None = None) -> ClientApp:
+    """The app of a device; without settings it reads those of its run. Its node's own win over both.
+
+    A device that cannot do what it is asked replies with an error whose reason is one sentence.
+    """
+    app = ClientApp()
+
+    @app.query("signature")
+    def signature(message: Message, context: Context) -> Message:
+        return _reply(_describe_task, message, context, settings)
+
+    @app.train("adapt")
+    def adapt(message: Message, context: Context) -> Message:
+        return _reply(_adapt_to_task, message, context, settings)
+
+    return app
+
+
+class _Device:
+    """Where one device is, between two messages: its settings, its data, and the offer it was made."""
+
+    def __init__(self, context: Context, given: DeviceSettings | None) -> None:
+        self._context = context
+        self.settings, self.node = device_settings(context.run_config, context.node_config, given)
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+
+    def task(self, backbone: Backbone) -> Task:
+        """The device's task: its own directory, or its partition's of a directory of tasks."""
+        return load_folder(self.node.data_path or self._partition(), backbone)
+
+    def _partition(self) -> Path:
+        tasks, number = self.settings.data, self.node.partition_id
+        if tasks is None or number is None:
+            raise TaskDataError(
+                "this device has no data; start its SuperNode with --node-config "
+                "'data-path=\"DIRECTORY\"', or simulate with a directory of tasks as `data`"
+            )
+        folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
+        if not 0 <= number < len(folders):
+            raise TaskDataError(
+                f"{tasks} has {len(folders)} task directories and none for partition {number}; "
+                "add some, or simulate fewer nodes"
+            )
+        return folders[number]
+
+    def generator(self) -> torch.Generator:
+        """Randomness that depends on the run's seed and the device, not on when it is its turn."""
+        place = self.node.data_path or f"partition {self.node.partition_id}"
+        digest = hashlib.sha256(f"{self.settings.seed} {place}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+    def keep(self, request_id: str, offer: bytes, probe: bytes) -> None:
+        """Keep for the next message what was asked for, and on what offer."""
+        message = bytes.fromhex(request_id) + offer
+        if self._kept_file is not None:
+            seal(self._kept_file, message, probe)
+        else:
+            self._context.state = pack(message, probe)
+
+    def kept(self) -> tuple[str, Offer]:
+        """The request id and the offer of the message before."""
+        state, file = self._context.state, self._kept_file
+        if not (state if file is None else file.exists()):
+            raise InputError("nothing is kept of an offer here; ask this device for its signature first")
+        message, probe = unseal(file) if file is not None else (message_of(state), payload_of(state))
+        return message[:REQUEST_ID_BYTES].hex(), decode_offer(message[REQUEST_ID_BYTES:], probe)
+
+    def forget(self) -> None:
+        """Free what was kept."""
+        if self._kept_file is not None:
+            self._kept_file.unlink(missing_ok=True)
+        self._context.state = RecordDict()
+
+    @property
+    def _kept_file(self) -> Path | None:
+        directory = self.node.state_dir
+        return None if directory is None else directory / f"{self._context.run_id}.offer"
+
+
+def _describe_task(content: RecordDict, device: _Device) -> RecordDict:
+    """Offer -> task description, under a request id that nobody can guess."""
+    offered, probe = message_of(content), payload_of(content)
+    offer = decode_offer(offered, probe)
+    settings, request_id = device.settings, secrets.token_hex(REQUEST_ID_BYTES)
+    task = device.task(offer.backbone)
+    description = describe(offer, task, settings.budget, settings.method, request_id)
+    device.keep(request_id, offered, probe)
+    return pack(encode_task_description(description))
+
+
+def _adapt_to_task(content: RecordDict, device: _Device) -> RecordDict:
+    """Assignment -> contribution, with what was measured on the way."""
+    request_id, offer = device.kept()
+    assignment = decode_assignment(message_of(content), payload_of(content), offer.structure)
+    if assignment.request_id != request_id:
+        raise MismatchError(
+            f"the assignment answers {assignment.request_id}, this device asked as {request_id}; "
+            "ask it for its signature again"
+        )
+    task, settings = device.task(offer.backbone), device.settings
+    adapted, contribution = adapt_assignment(
+        assignment,
+        task,
+        settings.fine_tuning,
+        device.generator(),
+        evaluate_at=settings.evaluate_at,
+    )
+    if device.node.network_path is not None:
+        _save(device.node.network_path, adapted, task, offer.backbone)
+    device.forget()
+    measured = Measured(
+        adapted.accuracies,
+        adapted.seconds,
+        parameters=sum(parameter.numel() for parameter in adapted.network.parameters()),
+        partition=device.node.partition_id,
+    )
+    return pack(encode_contribution(contribution), measured=measured)
+
+
+def _save(path: Path, adapted: Adapted, task: Task, backbone: Backbone) -> None:
+    state = {name: tensor.contiguous() for name, tensor in adapted.network.state_dict().items()}
+    header = {"backbone": backbone.to_json(), "classes": "\n".join(task.classes)}
+    write_whole(path, save(state, metadata=header))
+
+
+def _reply(
+    step: Callable[[RecordDict, _Device], RecordDict],
+    message: Message,
+    context: Context,
+    settings: DeviceSettings | None,
+) -> Message:
+    try:
+        return Message(step(message.content, _Device(context, settings)), reply_to=message)
+    except MaskvoteError as error:
+        # Raised, the sentence would arrive inside a traceback, and another one on each engine.
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+
+
+app = client_app()
+"""What Flower runs on a device."""

@@ -1,0 +1,123 @@
+"""What the three command lines share: errors become one sentence and an exit status, files are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.errors import InputError, MaskvoteError
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
+
+def run(group: click.Group) -> None:
+    """Run a command line: results on stdout, everything else on stderr.
+
+    Exit status: 0 done, 2 what was given is wrong, 3 two things do not belong together, 4 the
+    server's library is at fault, 130 stopped by Ctrl-C, 1 a bug (with its traceback).
+    """
+    try:
+        status = group.main(standalone_mode=False) or 0
+    except click.exceptions.Abort:
+        click.echo("stopped; what was stored stays, and the same command goes on from there", err=True)
+        status = INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except MaskvoteError as error:
+        click.echo(f"error: {error}", err=True)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        click.echo("stopped; what was stored stays, and the same command goes on from there", err=True)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout has left, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    raise SystemExit(status)
+
+
+def progress() -> Progress:
+    """Progress bars on stderr; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def show(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    caption: str | None = None,
+) -> None:
+    """A table on stdout: numbers to the right, words to the left, never cut off."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        cells = [row[index] for row in rows]
+        numeric = bool(cells) and all(_is_numeric(cell) for cell in cells)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def _is_numeric(cell: object) -> bool:
+    return cell is None or (str(cell)[:1] or "0") in "-+0123456789."
+
+
+def show_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
+    """JSON on stdout, for scripts."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all. InputError where it cannot be written."""
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); free some space, or write elsewhere"
+        ) from error
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a file. InputError where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
+
+
+def settings_option(*names: str, **options: Any) -> Callable:
+    """A click option that shows its default in the help text."""
+    return click.option(*names, show_default=True, **options)

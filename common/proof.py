@@ -1,0 +1,205 @@
+"""Proof: which groups of a structure can be cut from a backbone. What cannot be shown is frozen.
+
+Discovery reasons from a graph; here the networks themselves are asked, on random weights. With a
+group cut, the network has to give what the masked backbone gives, and to be trainable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.backbone import Backbone, Weights
+from common.mask import Mask
+from common.structure import Group, Structure
+from common.subnetwork import cut, masked, rebuild
+
+TOLERANCE = 2e-4
+"""How far the cut network's output may lie from the masked one's, relative to its largest value."""
+SHARE_OF_EFFECT = 0.1
+"""How far apart they may be relative to what cutting changes: a wrong cut is off by about as much."""
+LEAST_EFFECT = 1e-5
+"""What cutting has to change, in the same measure: below, rounding hides what is wrong."""
+ALONE_KEEP = 0.5
+TOGETHER_KEEP = (0.5, 0.1)
+
+Outcome = Literal["equal", "runs", "differs", "no effect", "fails", "unchecked"]
+PROVED: tuple[Outcome, ...] = ("equal", "runs")
+
+Watch = Callable[[int, int], None]
+"""Called with groups done and groups in all."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of cutting a group.
+
+    "equal" where it is exact, and "runs" where it is not, are proofs; everything else freezes it,
+    for `reason`. `difference` is how far outputs lay apart (see `TOLERANCE`), NaN where there is none.
+    """
+
+    group: str
+    outcome: Outcome
+    difference: float = float("nan")
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A verdict on every group of a structure, in its order."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """The groups that are not proved, each with why."""
+        return {v.group: f"{v.outcome}: {v.reason}" for v in self.verdicts if v.outcome not in PROVED}
+
+    def proved(self, structure: Structure) -> Structure:
+        """The structure without what is not proved; all that is left has also been cut at once."""
+        return structure.without(self.frozen)
+
+
+def prove(
+    backbone: Backbone,
+    structure: Structure,
+    *,
+    seed: int = 0,
+    seconds: float = 600.0,
+    watch: Watch | None = None,
+) -> Proof:
+    """A proof for every group: cut alone, then together with all that passed.
+
+    Masks, weights and the one image are drawn from the seed. After so many seconds no further group
+    is checked: those are frozen for that. Whatever a network raises freezes a group; nothing is raised.
+    """
+    deadline = time.monotonic() + seconds
+    trial = _Trial(backbone, structure, seed)
+    verdicts: dict[str, Verdict] = {}
+    for done, group in enumerate(structure.groups):
+        in_time = time.monotonic() < deadline
+        verdicts[group.name] = trial.alone(group) if in_time else _late(group, seconds)
+        if watch is not None:
+            watch(done + 1, len(structure.groups))
+    while passed := [g for g in structure.groups if verdicts[g.name].outcome in PROVED]:
+        verdict = trial.together(passed)
+        if verdict.outcome in PROVED:
+            break
+        if time.monotonic() > deadline:
+            verdicts.update((group.name, _late(group, seconds)) for group in passed)
+        else:
+            culprit = trial.shortest_failing(passed)[-1].name
+            verdicts[culprit] = replace(verdict, group=culprit)
+    return Proof(tuple(verdicts.values()))
+
+
+def _late(group: Group, seconds: float) -> Verdict:
+    return Verdict(group.name, "unchecked", reason=f"the proof took longer than {seconds:g} seconds")
+
+
+class _Trial:
+    """A backbone on random weights, and one image: what masks are tried on."""
+
+    def __init__(self, backbone: Backbone, structure: Structure, seed: int) -> None:
+        self._backbone = backbone
+        self._structure = structure
+        self._generator = np.random.default_rng(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._network = timm.create_model(
+                backbone.model, num_classes=backbone.num_classes, **backbone.arguments
+            ).eval()
+            _randomise(self._network)
+            self._image = torch.randn(1, *backbone.input_size)
+        self._weights = dict(self._network.state_dict())
+        self._whole = self._output(self._weights)
+
+    def alone(self, group: Group) -> Verdict:
+        """The verdict on a group of which half is cut, and nothing else."""
+        if group.units == 1:
+            return Verdict(group.name, "no effect", reason="of its one unit none can be cut")
+        return self._compare(self._mask([group], ALONE_KEEP), group.exact, group.name)
+
+    def together(self, groups: Sequence[Group]) -> Verdict:
+        """The verdict on cutting groups at once: the exact ones must be equal, all must run."""
+        exact = [group for group in groups if group.exact]
+        verdict = Verdict("", "runs")
+        for keep in TOGETHER_KEEP:
+            if exact:
+                verdict = self._compare(self._mask(exact, keep), True)
+            if verdict.outcome in PROVED and len(exact) < len(groups):
+                verdict = self._compare(self._mask(groups, keep), False)
+            if verdict.outcome not in PROVED:
+                return replace(verdict, reason=f"with other groups cut as well, {verdict.reason}")
+        return verdict
+
+    def shortest_failing(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """The groups, of which all at once fail, up to one with which they first do (by bisection)."""
+        good, bad = 0, len(groups)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if self.together(groups[:middle]).outcome in PROVED:
+                good = middle
+            else:
+                bad = middle
+        return groups[:bad]
+
+    def _mask(self, groups: Sequence[Group], keep: float) -> Mask:
+        rows = {g.name: np.ones(g.units, dtype=bool) for g in self._structure.groups}
+        for group in groups:
+            count = max(1, round(keep * group.units))
+            rows[group.name] = self._generator.permutation(group.units) < count
+        return Mask.of(self._structure, rows)
+
+    def _compare(self, mask: Mask, exact: bool, group: str = "") -> Verdict:
+        """Cut network against masked one, and one backward pass through the cut one."""
+        try:
+            network = rebuild(self._backbone, cut(self._weights, mask))
+            output = network(self._image)
+            output.square().mean().backward()
+        except Exception as error:  # of any kind: timm's forward code is not ours
+            lines = str(error).strip().splitlines() or [""]
+            raised = f"{type(error).__name__}: {lines[0][:200]}"
+            return Verdict(group, "fails", reason=f"the cut network raises {raised}")
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        if not all(torch.isfinite(tensor).all() for tensor in (output, *gradients)):
+            return Verdict(group, "fails", reason="the cut network gives NaN or infinity")
+        reference = self._output(masked(self._weights, mask))
+        difference, effect = _difference(output.detach(), reference), _difference(reference, self._whole)
+        if not effect >= LEAST_EFFECT:
+            return Verdict(group, "no effect", difference, f"cutting changes only {effect:.0e}")
+        if not exact:
+            return Verdict(group, "runs", difference)
+        if difference <= min(TOLERANCE, SHARE_OF_EFFECT * effect):
+            return Verdict(group, "equal", difference)
+        return Verdict(group, "differs", difference, f"outputs lie {difference:.0e} apart")
+
+    def _output(self, weights: Weights) -> Tensor:
+        with torch.no_grad():
+            return functional_call(self._network, dict(weights), (self._image,))
+
+
+def _difference(output: Tensor, reference: Tensor) -> float:
+    return float((output - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
+
+
+def _randomise(network: nn.Module) -> None:
+    """Let no norm be the identity and no branch start at zero, or equality would show nothing."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                for statistic in (module.running_mean, module.running_var):
+                    if statistic is not None:
+                        statistic.add_(torch.rand_like(statistic) - 0.5)
+        for parameter in network.parameters():
+            if parameter.ndim < 2 or bool((parameter == parameter.flatten()[0]).all()):
+                parameter.mul_(torch.rand_like(parameter) + 0.5).add_(0.2 * torch.randn_like(parameter))

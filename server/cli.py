@@ -1,0 +1,328 @@
+"""maskvote-server: found a library, seed it, look into it, and answer devices that come as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import torch
+
+from common.backbone import Backbone, Weights, pretrained_weights, read_weights
+from common.command_line import progress, run, settings_option, show, show_json
+from common.envelope import seal, unseal
+from common.errors import TaskDataError
+from common.fine_tune import FineTuneSettings
+from common.proto_codec import (
+    decode_contribution,
+    decode_task_description,
+    encode_assignment,
+    encode_offer,
+)
+from common.pruning import PruningSettings
+from common.structure import Kind, Structure
+from common.task_data import load_folder
+from server.coordinator import Coordinator, VotingSettings
+from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
+from server.library import Entry, Library
+
+LIBRARY = click.argument("library", type=click.Path(path_type=Path))
+CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group()
+@click.version_option(package_name="maskvote")
+@settings_option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
+def cli(threads: int) -> None:
+    """Hold a pre-trained backbone and a library of masks, and serve sub-networks of it."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """The console script."""
+    run(cli)
+
+
+def _weights(backbone: Backbone, checkpoint: Path | None) -> Weights:
+    return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
+
+
+def _key_values(pairs: tuple[str, ...]) -> dict[str, object]:
+    arguments = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--argument")
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[key] = value
+    return arguments
+
+
+@cli.command()
+@LIBRARY
+@click.option("--model", required=True, help="A timm model name, for example resnet18.")
+@click.option("--num-classes", type=int, help="Classes of the checkpoint; default: the model's own.")
+@click.option("--image-size", type=int, help="Pixels a side; default: the model's own.")
+@click.option("--argument", multiple=True, metavar="KEY=JSON", help="For timm.create_model.")
+@CHECKPOINT
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="An ImageFolder task of yours: its images set the probe's statistics.",
+)
+@click.option("--residual", is_flag=True, help="Let masks cut the residual stream too.")
+@settings_option("--probe-keep-ratio", default=PROBE_KEEP_RATIO, help="The probe's share of units.")
+@settings_option("--seed", default=0)
+def create(
+    library: Path,
+    model: str,
+    num_classes: int | None,
+    image_size: int | None,
+    argument: tuple[str, ...],
+    checkpoint: Path | None,
+    images: Path,
+    residual: bool,
+    probe_keep_ratio: float,
+    seed: int,
+) -> None:
+    """Found a new, empty LIBRARY for a backbone.
+
+    Example: maskvote-server create birds.db --model resnet18 --images tasks/birds
+    """
+    backbone = Backbone.from_timm(
+        model, num_classes=num_classes, image_size=image_size, arguments=_key_values(argument)
+    )
+    kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
+    with found_library(
+        library,
+        backbone,
+        _weights(backbone, checkpoint),
+        load_folder(images, backbone).train,
+        kinds=kinds,
+        probe_keep_ratio=probe_keep_ratio,
+        seed=seed,
+    ) as founded:
+        offer = founded.offer
+        probe = offer.probe.subnetwork
+        click.echo(
+            f"{library}: {model}, {offer.structure.units:,} units, {len(offer.structure.groups)} groups; "
+            f"probe of {probe.parameters:,} parameters"
+        )
+
+
+@cli.command()
+@LIBRARY
+@click.option(
+    "--tasks",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A directory of tasks, each an ImageFolder with train/ and optionally val/.",
+)
+@CHECKPOINT
+@settings_option("--keep-ratio", default=0.1, help="Share of units that the masks keep.")
+@settings_option("--iterations", default=150, help="Fine-tuning iterations a task.")
+@settings_option("--rounds", default=8, help="Rounds of pruning a task.")
+@settings_option("--seed", default=0)
+@JSON
+def seed(
+    library: Path,
+    tasks: Path,
+    checkpoint: Path | None,
+    keep_ratio: float,
+    iterations: int,
+    rounds: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Fill LIBRARY with masks of your own tasks, by iterative pruning. Resumes where it stopped.
+
+    Example: maskvote-server seed birds.db --tasks tasks/
+    """
+    folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
+    if not folders:
+        raise TaskDataError(f"{tasks} has no task directories; put an ImageFolder task into each")
+    with Library.open(library) as opened, progress() as bars:
+        backbone = opened.offer.backbone
+        total = bars.add_task("Seeding", total=len(folders))
+        bar = bars.add_task("", total=iterations)
+        done: set[str] = set()
+
+        def watch(name: str, iteration: int, iterations: int) -> None:
+            bars.update(bar, description=name, completed=iteration, total=iterations)
+            done.add(name)
+            bars.update(total, completed=len(done) - 1)
+
+        entries = seed_library(
+            opened,
+            _weights(backbone, checkpoint),
+            [(path.name, lambda path=path: load_folder(path, backbone)) for path in folders],
+            keep_ratio=keep_ratio,
+            settings=FineTuneSettings(iterations=iterations),
+            pruning=PruningSettings(rounds=rounds),
+            seed=seed,
+            progress=watch,
+        )
+        bars.update(total, completed=len(folders))
+    _show_entries(f"{library}: seeds", entries, as_json)
+
+
+def _show_entries(title: str, entries: Sequence[Entry], as_json: bool) -> None:
+    rows = [
+        {
+            "entry": entry.entry,
+            "method": entry.method,
+            "contributor": entry.contributor,
+            "classes": entry.signature.classes,
+            "images": entry.signature.images,
+            "keep_ratio": round(entry.keep_ratio, 4),
+            "parameters": entry.mask.structure.parameters(entry.mask.counts, entry.signature.classes),
+            "accuracy_before": entry.accuracy_before,
+            "accuracy_after": entry.accuracy_after,
+            "iterations": entry.iterations,
+            "neighbours": len(entry.neighbours),
+            "recorded": entry.recorded.isoformat(timespec="seconds"),
+        }
+        for entry in entries
+    ]
+    if as_json:
+        show_json(rows)
+        return
+    show(
+        title,
+        [
+            "entry", "by", "method", "classes", "images", "kept", "parameters", "before", "after",
+            "iterations",
+        ],
+        [
+            [
+                row["entry"][:12], row["contributor"], row["method"], row["classes"],
+                row["images"], f"{row['keep_ratio']:.1%}", f"{row['parameters']:,}",
+                f"{row['accuracy_before']:.1%}", f"{row['accuracy_after']:.1%}", row["iterations"],
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@cli.command("list")
+@LIBRARY
+@JSON
+def list_entries(library: Path, as_json: bool) -> None:
+    """List the entries of LIBRARY in the order they came.
+
+    Example: maskvote-server list birds.db
+    """
+    with Library.open(library) as opened:
+        _show_entries(str(library), opened.entries(), as_json)
+        for entry in opened.damaged:
+            click.echo(f"warning: entry {entry} is damaged and takes no part", err=True)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--image-size", type=int, help="Pixels a side; default: the model's own.")
+@click.option("--argument", multiple=True, metavar="KEY=JSON", help="For timm.create_model.")
+@JSON
+def inspect(model: str, image_size: int | None, argument: tuple[str, ...], as_json: bool) -> None:
+    """Show the groups of coupled units of a timm MODEL, what a unit costs, and what is frozen.
+
+    Example: maskvote-server inspect vit_tiny_patch16_224
+    """
+    backbone = Backbone.from_timm(model, image_size=image_size, arguments=_key_values(argument))
+    structure = backbone.structure(("internal", "residual"))
+    if as_json:
+        show_json(json.loads(structure.to_json()))
+        return
+    rows = []
+    for index, group in enumerate(structure.groups):
+        fewer = [units - (place == index) for place, units in enumerate(structure.sizes)]
+        rows.append(
+            [
+                group.name,
+                group.units,
+                group.kind,
+                "yes" if group.exact else "no",
+                f"{structure.parameters() - structure.parameters(fewer):,}",
+                f"{(structure.flops() - structure.flops(fewer)) / 1e6:.3f}",
+            ]
+        )
+    show(
+        f"{model}: {structure.units:,} units in {len(rows)} groups, {_smallest(structure)}",
+        ["group", "units", "kind", "exact", "parameters a unit", "MFLOPs a unit"],
+        rows,
+        caption="exact: the cut network computes what the masked one does",
+    )
+    if structure.frozen:
+        show("Never cut", ["weight", "why"], sorted(structure.frozen.items()))
+
+
+def _smallest(structure: Structure) -> str:
+    return f"{structure.parameters(structure.smallest):,} to {structure.parameters():,} parameters"
+
+
+@cli.command()
+@LIBRARY
+@click.argument("file", type=click.Path(path_type=Path))
+def offer(library: Path, file: Path) -> None:
+    """Write what a device needs before it asks (structure and probe) to FILE.
+
+    Example: maskvote-server offer birds.db birds.offer
+    """
+    with Library.open(library) as opened:
+        seal(file, *encode_offer(opened.offer))
+
+
+@cli.command()
+@LIBRARY
+@click.argument("request", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@CHECKPOINT
+@settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
+@click.option("--contributor", default="", help="Who asks; kept with the entry.")
+def assign(
+    library: Path,
+    request: Path,
+    file: Path,
+    checkpoint: Path | None,
+    neighbours: int,
+    contributor: str,
+) -> None:
+    """Answer the REQUEST of a device with a sub-network, written to FILE.
+
+    Example: maskvote-server assign birds.db device.request device.assignment
+    """
+    with Library.open(library) as opened:
+        weights = _weights(opened.offer.backbone, checkpoint)
+        coordinator = Coordinator(opened, weights, VotingSettings(neighbours=neighbours))
+        message, _ = unseal(request)
+        answer = coordinator.assign(decode_task_description(message), contributor)
+        seal(file, *encode_assignment(answer))
+        mask = answer.subnetwork.mask
+        click.echo(
+            f"{file}: {mask.kept.sum():,} of {mask.structure.units:,} units, by {answer.origin} of "
+            f"{len(answer.neighbours)} neighbours"
+        )
+
+
+@cli.command()
+@LIBRARY
+@click.argument("contribution", type=click.Path(path_type=Path))
+def record(library: Path, contribution: Path) -> None:
+    """Store the CONTRIBUTION of a device; the next device is served better.
+
+    Example: maskvote-server record birds.db device.contribution
+    """
+    with Library.open(library) as opened:
+        message, _ = unseal(contribution)
+        receipt = opened.record(decode_contribution(message, opened.offer.structure))
+        click.echo(f"entry {receipt.entry}; the library holds {receipt.entries}")

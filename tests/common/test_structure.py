@@ -1,0 +1,381 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from toys import (
+    INPUT,
+    Attention,
+    Concat,
+    Depthwise,
+    Mlp,
+    Residual,
+    Sorted,
+    example,
+    found_in,
+    outputs,
+    random_mask,
+)
+
+from common.backbone import Backbone
+from common.errors import InputError, MismatchError, UnsupportedModel
+from common.mask import Mask
+from common.structure import Group, Structure, discover
+from common.subnetwork import cut, masked, rebuild
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMED_MODELS = (
+    "resnet18",
+    "resnet50",
+    "mobilenetv3_small_100",
+    "efficientnet_b0",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+)
+IMAGE_SIZE = 64
+
+
+def members(group: Group) -> dict[str, list[int]]:
+    return {f"{m.tensor}:{m.dim}": m.unit_of.tolist() for m in group.members}
+
+
+def readers(group: Group) -> set[str]:
+    return {f"{m.tensor}:{m.dim}" for m in group.members if m.reads}
+
+
+def kinds(structure: Structure) -> dict[str, tuple]:
+    return {g.name: (g.units, g.kind, g.exact) for g in structure.groups}
+
+
+# -- toys, by hand ---------------------------------------------------------------------------------
+
+
+def test_the_hidden_layers_of_an_mlp_are_groups_and_its_classifier_is_frozen():
+    """Each hidden unit is a row of one layer (with its bias) and a column of the next."""
+    structure = found_in(Mlp)
+    assert kinds(structure) == {
+        "fc1.weight:0": (7, "internal", True),
+        "fc2.weight:0": (5, "internal", True),
+    }
+    one, two = structure.groups
+    assert members(one) == {
+        name: list(range(7)) for name in ("fc1.weight:0", "fc1.bias:0", "fc2.weight:1")
+    }
+    assert members(two) == {name: list(range(5)) for name in ("fc2.weight:0", "fc.weight:1")}
+    assert readers(one) == {"fc2.weight:1"}
+    assert readers(two) == {"fc.weight:1"}
+    assert structure.frozen == {"fc.weight:0": "it is the network's output"}
+
+
+@given(a=st.integers(1, 7), b=st.integers(1, 5), classes=st.integers(1, 9))
+def test_the_costs_of_an_mlp_are_those_counted_by_hand(a, b, classes):
+    structure = found_in(Mlp)
+    parameters = 12 * a + a + a * b + b * classes + classes
+    assert structure.parameters((a, b), classes) == parameters
+    assert structure.flops((a, b), classes) == 2 * (12 * a + a * b + b * classes)
+
+
+def test_a_residual_stream_is_one_group_through_everything_added_to_it():
+    """The branch's inner channels are another, which batch norm and its statistics go with."""
+    structure = found_in(Residual)
+    assert kinds(structure) == {
+        "stem.weight:0": (4, "residual", True),
+        "conv1.weight:0": (6, "internal", True),
+    }
+    stream, inner = structure.groups
+    assert set(members(stream)) == {
+        "stem.weight:0", "conv1.weight:1", "conv2.weight:0", "conv2.bias:0", "fc.weight:1"
+    }  # fmt: skip
+    assert readers(stream) == {"conv1.weight:1", "fc.weight:1"}
+    assert set(members(inner)) == {
+        "conv1.weight:0", "bn1.weight:0", "bn1.bias:0", "bn1.running_mean:0", "bn1.running_var:0",
+        "conv2.weight:1",
+    }  # fmt: skip
+    assert readers(inner) == {"conv2.weight:1"}
+
+
+def test_the_costs_of_a_residual_network_are_those_counted_by_hand():
+    """Four positions; padding is computed as well; a class costs a row and a bias."""
+    structure = found_in(Residual)
+    for stream, inner, classes in ((4, 6, 5), (2, 3, 5), (1, 1, 2), (3, 6, 10)):
+        parameters = 3 * stream + 9 * stream * inner + 2 * inner + (inner + 1) * stream
+        parameters += (stream + 1) * classes
+        flops = 2 * 4 * (3 * stream + 9 * stream * inner + inner * stream) + 2 * stream * classes
+        assert structure.parameters((stream, inner), classes) == parameters
+        assert structure.flops((stream, inner), classes) == flops
+    assert structure.parameters() == structure.parameters((4, 6), 5)
+    assert structure.flops() == structure.flops((4, 6), 5)
+
+
+def test_a_depthwise_filter_goes_with_its_channel():
+    (group,) = found_in(Depthwise).groups
+    assert members(group) == {
+        name: [0, 1, 2, 3]
+        for name in ("expand.weight:0", "expand.bias:0", "depthwise.weight:0", "depthwise.bias:0",
+                     "fc.weight:1")
+    }  # fmt: skip
+    assert readers(group) == {"fc.weight:1"}
+
+
+def test_concatenated_parts_are_groups_of_their_own_that_share_a_reader():
+    """The join reads the left part at its first columns and the right one at the rest."""
+    structure = found_in(Concat)
+    assert list(kinds(structure)) == ["left.weight:0", "right.weight:0", "join.weight:0"]
+    left, right, _ = structure.groups
+    assert members(left) == {"left.weight:0": [0, 1], "join.weight:1": [0, 1, -1, -1, -1]}
+    assert members(right) == {"right.weight:0": [0, 1, 2], "join.weight:1": [-1, -1, 0, 1, 2]}
+    ((_, of_join),) = [d for d in structure.dims["join.weight"] if d[0] == 1]
+    assert of_join.tolist() == [0, 1, 2, 3, 4]
+    assert structure.parameters((1, 2, 3), classes=2) == 3 * 1 + 3 * 2 + 3 * (1 + 2) + 3 * 2 + 2
+
+
+def test_a_head_of_fused_attention_is_its_queries_keys_and_values_together():
+    """Rows of all three parts, and the columns that read the head's output."""
+    structure = found_in(Attention)
+    assert kinds(structure) == {
+        "qkv.weight:0": (2, "internal", True),
+        "proj.weight:0": (4, "internal", False),
+    }
+    heads, stream = structure.groups
+    a_part = [0, 0, 0, 1, 1, 1]
+    assert members(heads) == {
+        "qkv.weight:0": a_part * 3,
+        "qkv.bias:0": a_part * 3,
+        "proj.weight:1": a_part,
+    }
+    assert set(members(stream)) == {
+        "proj.weight:0", "proj.bias:0", "norm.weight:0", "norm.bias:0", "fc.weight:1"
+    }  # fmt: skip
+
+
+def test_the_costs_of_attention_are_those_counted_by_hand():
+    """Per head: 4 x 4 products of width 3 with the keys, and as many with the values."""
+    structure = found_in(Attention)
+    for heads, width, classes in ((2, 4, 2), (1, 3, 5)):
+        linear = 2 * 4 * (3 * 9 * heads + 3 * heads * width) + 2 * width * classes
+        assert structure.flops((heads, width), classes) == linear + heads * 2 * (2 * 4 * 4 * 3)
+        parameters = (3 + 1) * 9 * heads + (3 * heads + 1) * width + 2 * width + (width + 1) * classes
+        assert structure.parameters((heads, width), classes) == parameters
+
+
+def test_an_operation_without_a_rule_freezes_what_it_touches_and_nothing_else():
+    structure = found_in(Sorted)
+    assert list(kinds(structure)) == ["fc2.weight:0"]
+    assert structure.frozen["fc1.weight:0"] == "no rule for the operation 'cumprod'"
+
+
+def test_a_network_that_export_cannot_follow_is_refused_with_its_reason():
+    class Undecided(nn.Module):
+        def forward(self, images):
+            return images if images.sum() > 0 else -images
+
+    with pytest.raises(UnsupportedModel, match=r"cannot follow this network on inputs of \(3, 2, 2\)"):
+        discover(Undecided(), INPUT, "fc", {})
+
+
+def test_choosing_kinds_and_freezing_groups_keeps_the_rest_whole():
+    """What is left out is named, and its units still cost what they cost."""
+    structure = found_in(Residual)
+    inner = structure.only(["internal"])
+    assert list(kinds(inner)) == ["conv1.weight:0"]
+    assert inner.frozen["stem.weight:0"] == "left out by choice"
+    assert inner.parameters((2,)) == structure.parameters((4, 2))
+    assert inner.flops((2,), classes=9) == structure.flops((4, 2), classes=9)
+    stream = structure.without({"conv1.weight:0": "it fails"})
+    assert stream.frozen["conv1.weight:0"] == "it fails"
+    assert stream.parameters((3,)) == structure.parameters((3, 6))
+    assert stream.frozen["fc.weight:0"] == structure.frozen["fc.weight:0"]
+
+
+def test_a_structure_knows_its_units_by_group_and_over_all():
+    structure = found_in(Concat)
+    assert structure.sizes == (2, 3, 4)
+    assert structure.units == 9
+    assert structure.starts == {"left.weight:0": 0, "right.weight:0": 2, "join.weight:0": 5}
+    assert structure.smallest == (1, 1, 1)
+    assert structure.group("right.weight:0").units == 3
+    with pytest.raises(KeyError, match=r"no group 'middle'; there are left\.weight:0"):
+        structure.group("middle")
+
+
+# -- timm's models ---------------------------------------------------------------------------------
+
+
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+@pytest.mark.parametrize("model", NAMED_MODELS)
+def test_cutting_internal_groups_computes_what_masking_them_does(model):
+    """A third of every group: to 1e-5 in single precision, and it is not what the whole computes."""
+    ours = example(model, IMAGE_SIZE)
+    mask = random_mask(ours.structure, 1 / 3, kinds=["internal"])
+    small = outputs(rebuild(ours.backbone, cut(ours.weights, mask)), ours.backbone)
+    large = outputs(rebuild(ours.backbone, masked(ours.weights, mask)), ours.backbone)
+    whole = outputs(rebuild(ours.backbone, ours.weights), ours.backbone)
+    assert relative_difference(small, large) < 1e-5
+    assert relative_difference(whole, large) > 1e-2
+
+
+@pytest.mark.parametrize("model", NAMED_MODELS)
+def test_cutting_the_residual_stream_computes_what_masking_does_where_it_is_exact(model):
+    """Everything at once; under a layer norm the cut network runs, and gives something finite."""
+    ours = example(model, IMAGE_SIZE)
+    mask = random_mask(ours.structure, 1 / 3)
+    small = outputs(rebuild(ours.backbone, cut(ours.weights, mask)), ours.backbone)
+    assert torch.isfinite(small).all()
+    if all(group.exact for group in ours.structure.groups):
+        large = outputs(rebuild(ours.backbone, masked(ours.weights, mask)), ours.backbone)
+        assert relative_difference(small, large) < 1e-5
+    else:
+        assert model.startswith(("convnext", "vit", "deit"))
+
+
+def test_only_residual_streams_under_a_norm_are_inexact():
+    for model in NAMED_MODELS:
+        inexact = [g for g in example(model, IMAGE_SIZE).structure.groups if not g.exact]
+        assert bool(inexact) == model.startswith(("convnext", "vit", "deit"))
+        assert {g.kind for g in inexact} <= {"residual"}
+
+
+@pytest.mark.parametrize(
+    ("model", "groups", "units"),
+    [
+        ("resnet18", 8, 2 * (64 + 128 + 256 + 512)),
+        ("resnet50", 32 + 1, 64 + 2 * (3 * 64 + 4 * 128 + 6 * 256 + 3 * 512)),
+        ("vit_tiny_patch16_224", 12 + 12, 12 * (3 + 768)),
+        ("deit_tiny_patch16_224", 12 + 12, 12 * (3 + 768)),
+        ("convnext_atto", 12, 4 * (2 * 40 + 2 * 80 + 6 * 160 + 2 * 320)),
+    ],
+)
+def test_the_internal_groups_of_known_models_are_all_found(model, groups, units):
+    """One per block's first conv (resnet18), two per bottleneck and the stem (resnet50), heads and
+    MLP per block (ViT), MLP per block (ConvNeXt)."""
+    internal = example(model, IMAGE_SIZE).structure.only(["internal"])
+    assert (len(internal.groups), internal.units) == (groups, units)
+
+
+@pytest.mark.parametrize("model", NAMED_MODELS)
+def test_parameters_and_operations_are_those_of_the_cut_network(model):
+    """Counted on it by torch, residual stream and all, for another number of classes."""
+    ours = example(model, IMAGE_SIZE)
+    for seed, keep in ((1, 0.1), (2, 0.6)):
+        check_costs(ours.backbone, ours.structure, random_mask(ours.structure, keep, seed), 11)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_efficientnet"])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_costs_are_exact_for_any_mask(model, data):
+    ours = example(model)
+    row = st.lists(st.booleans(), min_size=ours.structure.units, max_size=ours.structure.units)
+    kept = np.array(data.draw(row))
+    kept[list(ours.structure.starts.values())] = True
+    check_costs(ours.backbone, ours.structure, Mask(ours.structure, kept), data.draw(st.integers(1, 9)))
+
+
+def check_costs(backbone: Backbone, structure: Structure, mask: Mask, classes: int) -> None:
+    skeleton = backbone.skeleton(classes).state_dict()
+    network = rebuild(backbone, cut(skeleton, mask))
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.empty(1, *backbone.input_size, device="meta"))
+    assert structure.parameters(mask.counts, classes) == sum(p.numel() for p in network.parameters())
+    assert structure.flops(mask.counts, classes) == counter.get_total_flops()
+
+
+def test_a_model_that_timm_does_not_know_is_refused_with_near_names():
+    with pytest.raises(UnsupportedModel, match=r"no model 'resnet19'; did you mean .*resnet1\d"):
+        Backbone.from_timm("resnet19")
+
+
+def test_a_name_near_nothing_is_refused_with_where_to_look():
+    with pytest.raises(UnsupportedModel, match=r"see timm\.list_models"):
+        Backbone.from_timm("@@@@")
+
+
+def test_an_image_size_that_the_model_cannot_take_is_refused():
+    """One patch of 16 does not fit into 8 pixels."""
+    with pytest.raises(UnsupportedModel, match=r"\(3, 8, 8\).*choose another input size"):
+        Backbone.from_timm("test_vit", image_size=8).structure()
+
+
+@pytest.mark.parametrize("image_size", [0, -32])
+def test_an_image_size_below_one_is_refused_at_once(image_size):
+    with pytest.raises(InputError, match="image size"):
+        Backbone.from_timm("resnet18", image_size=image_size)
+
+
+# -- JSON and digest -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_a_structure_is_the_same_after_a_journey_as_json(model):
+    structure = example(model).structure
+    again = Structure.from_json(structure.to_json())
+    assert again == structure
+    assert again.digest == structure.digest
+    assert again.to_json() == structure.to_json()
+    kept = random_mask(structure, 0.3).counts
+    assert (again.parameters(kept), again.flops(kept)) == (
+        structure.parameters(kept),
+        structure.flops(kept),
+    )
+
+
+def test_the_digest_is_the_same_in_another_process():
+    """Whatever the seed of Python's hashes."""
+    code = (
+        "from common.backbone import Backbone\n"
+        "for model in ('test_resnet', 'test_vit'):\n"
+        "    print(Backbone.from_timm(model, num_classes=4).structure(('internal', 'residual')).digest)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [example(model).structure.digest for model in ("test_resnet", "test_vit")]
+    assert ran.stdout.split() == here
+
+
+def test_the_digest_differs_by_model_arguments_image_size_and_groups():
+    variants = [
+        Backbone.from_timm("test_resnet").structure(),
+        Backbone.from_timm("test_resnet").structure(("internal", "residual")),
+        Backbone.from_timm("test_resnet", image_size=32).structure(),
+        Backbone.from_timm("test_resnet", arguments={"in_chans": 1}).structure(),
+        Backbone.from_timm("test_vit").structure(),
+    ]
+    assert len({structure.digest for structure in variants}) == len(variants)
+
+
+def test_the_digest_is_the_same_for_any_number_of_classes():
+    """A device's own classes are no part of what a mask means."""
+    few, many = (Backbone.from_timm("test_resnet", num_classes=k).structure() for k in (2, 50))
+    assert few.digest == many.digest
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '{"format": 1}', b"\xff", '{"format": 1, "groups": 3}']
+)
+def test_what_is_no_structure_is_refused(text):
+    with pytest.raises(InputError, match="not a structure"):
+        Structure.from_json(text)
+
+
+def test_a_structure_of_another_format_is_refused_by_name():
+    data = json.loads(example("test_resnet").structure.to_json())
+    with pytest.raises(MismatchError, match="format 99, this version reads 1"):
+        Structure.from_json(json.dumps(data | {"format": 99}))
