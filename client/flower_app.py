@@ -6,6 +6,7 @@ Each message may come to a new process, so what the first one leaves for the sec
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +37,15 @@ from common.task_data import Task, load_folder
 
 __all__ = ["DeviceSettings", "app", "client_app"]
 
+# A child of Flower's own logger, so that it goes where a SuperNode's log goes.
+logger = logging.getLogger("flwr.maskvote")
+
 
 def client_app(settings: DeviceSettings | None = None) -> ClientApp:
     """The app of a device; without settings it reads those of its run. Its node's own win over both.
 
-    A device that cannot do what it is asked replies with an error whose reason is one sentence.
+    A device that cannot do what it is asked replies with an error whose reason is one sentence; what
+    is wrong with its images is said in its own log alone, as that names files and classes.
     """
     app = ClientApp()
 
@@ -71,13 +76,13 @@ class _Device:
     def _partition(self) -> Path:
         tasks, number = self.settings.data, self.node.partition_id
         if tasks is None or number is None:
-            raise TaskDataError(
+            raise InputError(
                 "this device has no data; start its SuperNode with --node-config "
                 "'data-path=\"DIRECTORY\"', or simulate with a directory of tasks as `data`"
             )
         folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
         if not 0 <= number < len(folders):
-            raise TaskDataError(
+            raise InputError(
                 f"{tasks} has {len(folders)} task directories and none for partition {number}; "
                 "add some, or simulate fewer nodes"
             )
@@ -171,9 +176,13 @@ def _reply(
 ) -> Message:
     try:
         return Message(step(message.content, _Device(context, settings)), reply_to=message)
+    except TaskDataError as error:
+        logger.error("%s", error)
+        reason = "the images of this device's task cannot be used; its own log says why"
     except MaskvoteError as error:
-        # Raised, the sentence would arrive inside a traceback, and another one on each engine.
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+        reason = str(error)
+    # Raised, the sentence would arrive inside a traceback, and another one on each engine.
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 app = client_app()

@@ -6,6 +6,7 @@ as Flower spends some ten milliseconds on each. Unpacking raises InputError for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -19,7 +20,7 @@ MESSAGE, PAYLOAD, MEASURED = "message", "payload", "measured"
 """Names of the records, and of the one value in each of the first two."""
 
 MAX_MEASUREMENTS = 1000
-ACCURACY, SECONDS = "accuracy-", "seconds-"
+ACCURACY, SECONDS = re.compile(r"accuracy-([0-9]{1,9})"), re.compile(r"seconds-([a-z_]{1,40})")
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,16 @@ def measured_of(content: RecordDict) -> Measured:
     numbers: dict[str, int] = {}
     problems = []
     for name, value in record.items():
-        iterations = name.removeprefix(ACCURACY)
-        if name.startswith(ACCURACY) and iterations.isdecimal() and _within(value, 1):
-            accuracies[int(iterations)] = float(value)
-        elif name.startswith(SECONDS) and _within(value, 2**31):
-            seconds[name.removeprefix(SECONDS)] = float(value)
+        if (at := ACCURACY.fullmatch(name)) and _within(value, 1):
+            accuracies[int(at[1])] = float(value)
+        elif (step := SECONDS.fullmatch(name)) and _within(value, 2**31):
+            seconds[step[1]] = float(value)
         elif name in ("parameters", "partition") and _within(value, 2**63) and isinstance(value, int):
             numbers[name] = value
         else:
             problems.append(f"{name[:40]!r} is {str(value)[:40]}")
     if not accuracies or "parameters" not in numbers:
-        problems.append(f"{len(accuracies)} accuracies and {len(numbers)} counts, at least one of each")
+        problems.append(f"{len(accuracies)} accuracies, parameters {numbers.get('parameters')}")
     if problems:
         raise InputError(f"these are no measurements: {'; '.join(problems[:5])}; measure again")
     ordered = dict(sorted(accuracies.items()))
@@ -103,9 +103,9 @@ def _metrics(measured: Measured) -> MetricRecord:
     if measured.partition is not None:
         metrics["partition"] = measured.partition
     for iterations, accuracy in measured.accuracies.items():
-        metrics[f"{ACCURACY}{iterations}"] = accuracy
+        metrics[f"accuracy-{iterations}"] = accuracy
     for step, seconds in measured.seconds.items():
-        metrics[f"{SECONDS}{step}"] = seconds
+        metrics[f"seconds-{step}"] = seconds
     return metrics
 
 

@@ -55,6 +55,7 @@ class FleetSettings:
             (0 <= self.explore < 1, f"explore is {self.explore}; it is a share in [0, 1)"),
             (self.devices >= 0, f"devices is {self.devices}; give 0 for all that come"),
             (self.at_once >= 1, f"at-once is {self.at_once}; at least 1 is in flight"),
+            (self.ttl_seconds != 0, "ttl-seconds is 0; a message needs some time to be answered"),
         )
         for name in ("idle_seconds", "max_seconds", "ttl_seconds", "poll_seconds"):
             if not 0 <= getattr(self, name) < math.inf:

@@ -158,4 +158,5 @@ def signature_of(rows: np.ndarray, labels: np.ndarray, classes: int, probe: str)
     np.add.at(sums, labels, rows)
     means = sums / np.maximum(counts, 1)[:, None]
     limit = float(np.finfo(np.float16).max)
-    return TaskSignature(probe, np.clip(means, -limit, limit).astype(np.float16), counts.astype(np.int32))
+    means = np.where(np.isfinite(means), np.clip(means, -limit, limit), np.nan)
+    return TaskSignature(probe, means.astype(np.float16), counts.astype(np.int32))

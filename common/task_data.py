@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
@@ -147,6 +146,14 @@ def load_folder(path: Path, backbone: Backbone) -> Task:
         raise TaskDataError(f"{train_path} has no class directories; make one for each class")
     train = _files(train_path, classes)
     if (path / "val").is_dir():
+        strange = sorted(
+            {entry.name for entry in (path / "val").iterdir() if entry.is_dir()} - {*classes}
+        )
+        if strange:
+            raise TaskDataError(
+                f"{path / 'val'} has classes that {train_path} lacks: {', '.join(strange)}; train on "
+                "them too, or remove them"
+            )
         evaluation = _files(path / "val", classes)
     else:
         train, evaluation = _hold_out(train, classes)
@@ -213,20 +220,23 @@ def load_torchvision(name: str, root: Path, backbone: Backbone, *, download: boo
                 part = kind(str(root), train=train, download=download)
             except TypeError:
                 part = kind(str(root), split="train" if train else "test", download=download)
-        except (RuntimeError, OSError, TypeError, ValueError) as error:
+        except (RuntimeError, OSError, TypeError, ValueError, ImportError) as error:
             raise TaskDataError(
                 f"{name} can neither be read from {root} nor downloaded: {error}; "
                 "download it elsewhere and copy it there"
             ) from error
         parts.append(part)
-    count = 1 + max(int(label) for part in parts for _, label in part)
-    classes = tuple(getattr(parts[0], "classes", None) or map(str, range(count)))
-    return Task(classes, *(_decoded(part, backbone) for part in parts))
+    train, evaluation = (_decoded(part, backbone) for part in parts)
+    count = 1 + int(torch.cat([train.labels, evaluation.labels]).max())
+    return Task(tuple(getattr(parts[0], "classes", None) or map(str, range(count))), train, evaluation)
 
 
 def _decoded(part: Sequence[tuple[Image.Image, int]], backbone: Backbone) -> PixelImages:
     to_pixels = pixel_transform(backbone)
     mode = "L" if backbone.input_size[0] == 1 else "RGB"
-    pixels = torch.stack([to_pixels(image.convert(mode)) for image, _ in part])
-    labels = torch.tensor(np.array([int(label) for _, label in part]), dtype=torch.int64)
-    return PixelImages(pixels, labels, backbone)
+    pixels, labels = [], []
+    for index in range(len(part)):
+        image, label = part[index]
+        pixels.append(to_pixels(image.convert(mode)))
+        labels.append(int(label))
+    return PixelImages(torch.stack(pixels), torch.tensor(labels, dtype=torch.int64), backbone)

@@ -20,12 +20,13 @@ was refused; the server could not serve it; the run ended first."""
 
 @dataclass(frozen=True)
 class DeviceOutcome:
-    """One device of a run: what is known so far; None and empty is what is not.
+    """One device of a run: what is known so far; None, zero and empty is what is not.
 
     `counts` are the units per group that the contributed mask keeps, and `parameters` what such a
     network has with the device's classifier; `held_parameters` is what the device's own has in the
-    end, which with SMSP holds explored units as well. The probe is not part of `bytes_down`: a device
-    needs it once in a library's life. Accuracies are in [0, 1], by iterations done.
+    end, which with SMSP holds explored units as well. Bytes are those of our messages and networks;
+    the probe's are apart, as a device needs it once in a library's life. Accuracies are in [0, 1], by
+    iterations done.
     """
 
     node: int
@@ -36,8 +37,8 @@ class DeviceOutcome:
     origin: Origin | None = None
     neighbours: tuple[Neighbour, ...] = ()
     counts: tuple[int, ...] = ()
-    parameters: int | None = None
-    held_parameters: int | None = None
+    parameters: int = 0
+    held_parameters: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
     probe_bytes: int = 0

@@ -78,7 +78,7 @@ def library_pool(backbone: Backbone, settings: DemoSettings) -> ClassPool:
     return _glyph_pool(backbone, names, settings, seed=settings.seed + 1)
 
 
-def device_pools(backbone: Backbone, settings: DemoSettings) -> list[tuple[ClassPool, TaskChoice]]:
+def device_tasks(backbone: Backbone, settings: DemoSettings) -> list[tuple[ClassPool, TaskChoice]]:
     """One task for each unseen script, in the order of their names, and one of handwritten digits."""
     lot = np.random.default_rng(settings.seed + 2)
     tasks = []

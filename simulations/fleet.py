@@ -1,16 +1,17 @@
-"""A fleet on one machine: a library is founded and seeded, devices join, each is held against others.
+"""A fleet on one machine: a library is seeded, devices join through Flower, each is held to others.
 
-Everything that a task needs lies in a directory of its own, and every step is the real one: seeding
-is the operator's, devices run the client's code, in this process or as Flower's ClientApps.
+Every task lies in a directory of its own, and every step is the real one: seeding is the operator's,
+devices run the same ServerApp and ClientApp as a deployment, here as processes of Flower's engine.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import multiprocessing
+import os
 import platform
-import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,20 +19,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import flwr
 import numpy as np
 import timm
 import torch
 
-from client.adapt import adapt_assignment, describe
-from common.adaptation import Adapted
+from client.flower_app import client_app
 from common.backbone import Backbone, Weights, read_weights
-from common.exchange import Assignment, Budget, Method, Neighbour
+from common.exchange import Budget, Method
 from common.fine_tune import FineTuneSettings
-from common.proto_codec import encode_assignment, encode_contribution, encode_task_description
 from common.pruning import PruningSettings
+from common.settings import DeviceSettings, FleetSettings
 from common.task_data import load_folder
 from server.budget import allot
-from server.coordinator import Coordinator, VotingSettings
 from server.founding import seed_library
 from server.library import Library
 from simulations.baselines import ALTERNATIVES, Contest
@@ -44,52 +44,24 @@ class FleetRun:
     keep_ratio: float = 0.1
     method: Method = "smsp"
     headroom: float = 1.5
-    voting: VotingSettings = field(default_factory=VotingSettings)
+    neighbours: int = 10
+    explore: float = 0.1
     tuning: FineTuneSettings = field(default_factory=FineTuneSettings)
     seeding: FineTuneSettings = field(default_factory=lambda: FineTuneSettings(iterations=150))
     seed_pruning: PruningSettings = field(default_factory=lambda: PruningSettings(rounds=8))
-    evaluate_at: tuple[int, ...] = (0, 10, 25, 50)
+    evaluate_at: tuple[int, ...] = (10, 25)
     alternatives: tuple[str, ...] = ("random", "L1", "scratch")
     workers: int = 2
     seed: int = 0
 
     @property
-    def budget(self) -> Budget:
-        """What every device of the fleet can afford."""
-        return Budget(keep_ratio=self.keep_ratio, headroom=self.headroom if self.method == "mvp" else 1.0)
-
-
-@dataclass(frozen=True)
-class DeviceRecord:
-    """How one device fared; `error` says why it did not, and the rest is then empty.
-
-    `accuracies` are on the device's evaluation images: way -> iterations -> share in [0, 1]. Bytes
-    up are the request and the contribution, down the answer and its sub-network; the probe is
-    fetched once and told apart.
-    """
-
-    name: str
-    classes: int
-    error: str | None = None
-    origin: str = ""
-    neighbours: tuple[Neighbour, ...] = ()
-    units: int = 0
-    of_units: int = 0
-    parameters: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    probe_bytes: int = 0
-    seconds: float = 0.0
-    accuracies: dict[str, dict[int, float]] = field(default_factory=dict)
+    def way(self) -> str:
+        """What the fleet's own way is called in tables and plots."""
+        return f"{self.method.upper()} vote"
 
 
 Watch = Callable[[str, int, int], None]
 """Called with a stage's name, what is done of it, and what there is to do."""
-
-
-@cache
-def _weights(checkpoint: Path, backbone: str) -> Weights:
-    return read_weights(checkpoint, Backbone.from_json(backbone))
 
 
 @contextmanager
@@ -106,13 +78,6 @@ def worker_processes(count: int) -> Iterator[ProcessPoolExecutor]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _watched(futures: Sequence[Future], stage: str, watch: Watch) -> Iterator[Future]:
-    watch(stage, 0, len(futures))
-    for done, future in enumerate(as_completed(futures), start=1):
-        watch(stage, done, len(futures))
-        yield future
 
 
 def seed_in_processes(
@@ -143,115 +108,106 @@ def _seed_one(library: Path, checkpoint: Path, folder: Path, run: FleetRun) -> N
         )
 
 
-def devices_in_process(
-    library: Path, checkpoint: Path, folders: Sequence[Path], run: FleetRun, watch: Watch
-) -> list[DeviceRecord]:
-    """Devices one after the other, in this process: each finds the masks of those before it."""
-    records = []
-    with Library.open(library) as opened:
-        backbone = opened.offer.backbone
-        coordinator = Coordinator(opened, _weights(checkpoint, backbone.to_json()), run.voting)
-        watch("devices adapt", 0, len(folders))
-        for done, folder in enumerate(folders, start=1):
-            try:
-                records.append(_one_device(coordinator, folder, run))
-            except Exception as error:
-                records.append(DeviceRecord(folder.name, 0, error=str(error)))
-            watch("devices adapt", done, len(folders))
-    return records
+def devices_through_flower(
+    library: Path, checkpoint: Path, folders: Sequence[Path], run: FleetRun, report: Path, watch: Watch
+) -> list[dict[str, Any]]:
+    """Every device in its own node of Flower's engine; what became of each, in the folders' order.
 
+    As many are in flight as there are workers: those that come later find the masks of earlier ones.
+    """
+    from flwr.simulation import run_simulation
 
-def _one_device(coordinator: Coordinator, folder: Path, run: FleetRun) -> DeviceRecord:
-    began = time.perf_counter()
-    offer = coordinator.offer()
-    task = load_folder(folder, offer.backbone)
-    request = describe(offer, task, run.budget, run.method, secrets.token_hex(16))
-    assignment = coordinator.assign(request)
-    adapted, contribution = adapt_assignment(
-        assignment, task, run.tuning, _generator(run, folder), evaluate_at=run.evaluate_at
+    from server.flower_app import server_app
+
+    ended: set[int] = set()
+    watch("devices adapt", 0, len(folders))
+
+    def hear(outcome: Any) -> None:
+        if outcome.ended:
+            ended.add(outcome.node)
+            watch("devices adapt", len(ended), len(folders))
+
+    fleet = FleetSettings(
+        library=library.absolute(),
+        checkpoint=checkpoint.absolute(),
+        neighbours=run.neighbours,
+        explore=run.explore,
+        devices=len(folders),
+        at_once=run.workers,
+        poll_seconds=0.05,
+        report=report.absolute(),
     )
-    coordinator.record(contribution)
-    return record_of(
-        folder.name,
-        assignment,
-        adapted,
-        run,
-        bytes_up=len(encode_task_description(request)) + len(encode_contribution(contribution)),
-        bytes_down=sum(map(len, encode_assignment(assignment))),
-        probe_bytes=len(offer.probe.to_bytes()),
-        seconds=time.perf_counter() - began - adapted.seconds["evaluate"],
+    device = DeviceSettings(
+        data=folders[0].parent.absolute(),
+        keep_ratio=run.keep_ratio,
+        headroom=run.headroom if run.method == "mvp" else 1.0,
+        method=run.method,
+        iterations=run.tuning.iterations,
+        learning_rate=run.tuning.learning_rate,
+        evaluate_at=run.evaluate_at,
+        seed=run.seed,
+        threads=1,
     )
-
-
-def record_of(
-    name: str,
-    assignment: Assignment,
-    adapted: Adapted,
-    run: FleetRun,
-    *,
-    bytes_up: int,
-    bytes_down: int,
-    probe_bytes: int,
-    seconds: float,
-) -> DeviceRecord:
-    """What is kept of a device that adapted."""
-    return DeviceRecord(
-        name=name,
-        classes=adapted.network.get_submodule(assignment.subnetwork.backbone.classifier).out_features,
-        origin=assignment.origin,
-        neighbours=assignment.neighbours,
-        units=int(adapted.pruned.mask.kept.sum()),
-        of_units=adapted.pruned.mask.structure.units,
-        parameters=sum(p.numel() for p in adapted.network.parameters()),
-        bytes_up=bytes_up,
-        bytes_down=bytes_down,
-        probe_bytes=probe_bytes,
-        seconds=round(seconds, 2),
-        accuracies={way_of(run): adapted.accuracies},
+    # Ray tells its actors' threads by the environment; Flower reports every run to its makers.
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_simulation(
+        server_app(fleet, watch=hear),
+        client_app(device),
+        num_supernodes=len(folders),
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {
+                "num_cpus": run.workers,
+                "logging_level": logging.ERROR,
+                "log_to_driver": False,
+            },
+        },
     )
+    outcomes = json.loads(report.read_text())["devices"]
+    return [_named(outcomes, number, folder.name) for number, folder in enumerate(folders)]
 
 
-def way_of(run: FleetRun) -> str:
-    """What the fleet's own way is called in tables and plots."""
-    return f"{run.method.upper()} vote"
-
-
-def _generator(run: FleetRun, folder: Path) -> torch.Generator:
-    return torch.Generator().manual_seed(run.seed + int.from_bytes(folder.name.encode()[-6:], "big"))
+def _named(outcomes: list[dict[str, Any]], number: int, name: str) -> dict[str, Any]:
+    """The outcome of one partition; a device that failed before it named itself says what it can."""
+    for outcome in outcomes:
+        if outcome["partition"] == number:
+            return {"name": name, **outcome}
+    failed = [outcome["error"] for outcome in outcomes if outcome["partition"] is None]
+    return {"name": name, "error": failed.pop() if failed else "it never answered", "accuracies": {}}
 
 
 def alternatives_in_processes(
     library: Path,
     checkpoint: Path,
-    folders: dict[str, Path],
-    records: Sequence[DeviceRecord],
+    folders: Sequence[Path],
+    outcomes: Sequence[Mapping[str, Any]],
     run: FleetRun,
     pool: ProcessPoolExecutor,
     watch: Watch,
-) -> list[DeviceRecord]:
-    """The records, with what each device would have got instead, at its size and iterations."""
+) -> list[dict[str, Any]]:
+    """The outcomes with accuracies by way: the device's own, and what it would have got instead.
+
+    All at the same number of units and iterations, on the same images.
+    """
     futures = {
-        pool.submit(_one_alternative, library, checkpoint, folders[record.name], way, run): (
-            record.name,
-            way,
-        )
-        for record in records
-        if record.error is None
+        pool.submit(_one_alternative, library, checkpoint, folder, way, run): (number, way)
+        for number, folder in enumerate(folders)
+        if outcomes[number]["error"] is None
         for way in run.alternatives
     }
-    found: dict[str, dict[str, dict[int, float]]] = {record.name: {} for record in records}
+    found: list[dict[str, Any]] = [{} for _ in outcomes]
     for future in _watched(list(futures), "what devices would get instead", watch):
-        name, way = futures[future]
-        found[name][way] = future.result()
+        number, way = futures[future]
+        found[number][way] = {str(k): v for k, v in sorted(future.result().items())}
     return [
-        DeviceRecord(
-            **{
-                **vars(record),
-                "accuracies": record.accuracies
-                | {way: found[record.name][way] for way in run.alternatives if way in found[record.name]},
-            }
-        )
-        for record in records
+        {
+            **outcome,
+            "accuracies": {run.way: outcome["accuracies"]}
+            | {way: found[number][way] for way in run.alternatives if way in found[number]},
+        }
+        for number, outcome in enumerate(outcomes)
     ]
 
 
@@ -261,32 +217,56 @@ def _one_alternative(
     with Library.open(library) as opened:
         offer = opened.offer
     task = load_folder(folder, offer.backbone)
+    counts = allot(offer.structure, Budget(keep_ratio=run.keep_ratio), len(task.classes))
     contest = Contest(
         offer.backbone,
         _weights(checkpoint, offer.backbone.to_json()),
         offer.structure,
         task,
-        allot(offer.structure, Budget(keep_ratio=run.keep_ratio), len(task.classes)),
+        counts,
         run.tuning,
-        _generator(run, folder).initial_seed() % 2**31,
+        run.seed,
         run.evaluate_at,
     )
     return ALTERNATIVES[way](contest).accuracies
 
 
-def record_run(
-    title: str, run: FleetRun, devices: Sequence[DeviceRecord], extra: dict[str, Any]
+@cache
+def _weights(checkpoint: Path, backbone: str) -> Weights:
+    return read_weights(checkpoint, Backbone.from_json(backbone))
+
+
+def _watched(futures: Sequence[Future], stage: str, watch: Watch) -> Iterator[Future]:
+    watch(stage, 0, len(futures))
+    for done, future in enumerate(as_completed(futures), start=1):
+        watch(stage, done, len(futures))
+        yield future
+
+
+def record_of(
+    title: str,
+    run: FleetRun,
+    library: Path,
+    devices: Sequence[Mapping[str, Any]],
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A run as JSON: settings, versions and raw numbers; metrics and pictures come from it later."""
+    with Library.open(library) as opened:
+        structure, entries = opened.offer.structure, len(opened)
     return {
         "title": title,
         "run": asdict(run),
         **extra,
+        "backbone": structure.model,
+        "units": structure.units,
+        "backbone_parameters": structure.parameters(),
+        "library_entries": entries,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,
+            "flwr": flwr.__version__,
             "numpy": np.__version__,
         },
-        "devices": [asdict(device) for device in devices],
+        "devices": list(devices),
     }

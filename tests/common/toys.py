@@ -121,7 +121,7 @@ def structure_of(sizes: Sequence[int]) -> Structure:
 
 @dataclass(frozen=True)
 class Example:
-    """A timm model: all its groups, and random weights with norms that are not the identity."""
+    """A timm model: all its groups, and random weights under which every part matters."""
 
     backbone: Backbone
     structure: Structure
@@ -135,6 +135,9 @@ def example(model: str, image_size: int | None = None, num_classes: int = 4) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = timm.create_model(model, num_classes=num_classes, **backbone.arguments)
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)  # timm's start leaves attention uniform
         weights = dict(network.state_dict())
         for name, tensor in weights.items():
             if tensor.ndim == 1:
@@ -159,7 +162,7 @@ def images_of(backbone: Backbone, per_class: int, classes: int = 3, seed: int = 
     pictures = np.random.default_rng(99).integers(40, 216, (classes, *backbone.input_size))
     generator = np.random.default_rng(seed)
     labels = np.tile(np.arange(classes), per_class)
-    noise = generator.normal(0, 60, (len(labels), *backbone.input_size))
+    noise = generator.normal(0, 30, (len(labels), *backbone.input_size))
     pixels = np.clip(pictures[labels] + noise, 0, 255).astype(np.uint8)
     return PixelImages(torch.from_numpy(pixels), torch.from_numpy(labels), backbone)
 

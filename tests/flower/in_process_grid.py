@@ -58,6 +58,7 @@ class InProcessGrid(Grid):
             return self._unreachable[node]
         message_id = uuid4().hex
         message.metadata.__dict__["_message_id"] = message_id
+        reply: Message | None
         try:
             reply = self._app(message, self.contexts[node])
         except Exception as error:  # as a SuperNode does

@@ -3,11 +3,12 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from in_process_grid import InProcessGrid
+from in_process_grid import InProcessGrid, Mischief
 
 from client.flower_app import DeviceSettings, client_app
 from common.errors import InputError, LibraryError
@@ -126,7 +127,7 @@ def unmeasured(request, reply):
 
 
 def test_a_device_that_fails_is_counted_with_its_reason_and_stops_no_other(
-    library, weights, settings, devices, tasks, tmp_path
+    library, weights, settings, devices, tasks, tmp_path, caplog
 ):
     whole = {"data-path": str(tasks / "task0")}
     unreadable = shutil.copytree(tasks / "task0", tmp_path / "unreadable")
@@ -143,10 +144,10 @@ def test_a_device_that_fails_is_counted_with_its_reason_and_stops_no_other(
             reply.content[MESSAGE][MESSAGE] = encode_contribution(forged)
         return reply
 
-    broken = {
-        1: ({"data-path": str(unreadable)}, None, "device", "cannot be read as an image"),
-        2: ({"data-path": str(one_class)}, None, "device", "at least two classes"),
-        3: ({"data-path": str(tmp_path / "nowhere")}, None, "device", "put images into"),
+    broken: dict[int, tuple[dict[str, Any], Mischief | None, str, str]] = {
+        1: ({"data-path": str(unreadable)}, None, "device", "its own log says why"),
+        2: ({"data-path": str(one_class)}, None, "device", "its own log says why"),
+        3: ({"data-path": str(tmp_path / "nowhere")}, None, "device", "its own log says why"),
         4: ({"partition-id": 7}, None, "device", "none for partition 7"),
         5: (whole | {"parameters": 1}, None, "refused", "parameters"),
         6: (whole | {"keep-ratio": "much"}, None, "device", "keep-ratio is 'much'; it is a number"),
@@ -174,10 +175,13 @@ def test_a_device_that_fails_is_counted_with_its_reason_and_stops_no_other(
     for node, (_, _, failure, says) in broken.items():
         assert outcomes[node].stage == "failed", node
         assert outcomes[node].failure == failure, (node, outcomes[node].error)
-        assert says in outcomes[node].error
+        assert says in str(outcomes[node].error)
     assert outcomes[99].stage == "adapted"
     assert len(library) == 1
-    assert report.errors == {"device": 6, "refused": 5, "silent": 2, "unreachable": 2}
+    assert "class1" not in report.to_json(), "no class name leaves a device"
+    for said_there in ("cannot be read as an image", "at least two classes", "put images into"):
+        assert said_there in caplog.text
+    assert report.errors == {"device": 7, "refused": 5, "silent": 2, "unreachable": 2}
 
 
 def test_a_library_that_cannot_store_a_mask_fails_that_device_alone(
@@ -193,7 +197,10 @@ def test_a_library_that_cannot_store_a_mask_fails_that_device_alone(
 
     monkeypatch.setattr(library, "record", record_or_fail)
     report = serve_fleet(InProcessGrid(client_app(devices), partitions(2)), library, weights, settings)
-    assert [(d.failure, d.error) for d in report.devices] == [("server", "the disk is full"), (None, None)]
+    assert [(d.failure, d.error) for d in report.devices] == [
+        ("server", "the disk is full"),
+        (None, None),
+    ]
 
 
 def test_a_watcher_that_fails_stops_nothing(library, weights, settings, devices):
@@ -235,7 +242,7 @@ def test_a_run_that_is_stopped_keeps_what_was_recorded_and_reports_it(
 
 
 def test_the_apps_read_their_settings_from_the_run(library_path, checkpoint, tasks, tmp_path):
-    run_config = {
+    run_config: dict[str, Any] = {
         "library": str(library_path),
         "checkpoint": str(checkpoint),
         "report": str(tmp_path / "report.json"),
@@ -256,7 +263,7 @@ def test_the_apps_read_their_settings_from_the_run(library_path, checkpoint, tas
 
 
 def test_a_run_with_an_unknown_setting_is_refused_by_both_sides(library_path, weights, tasks):
-    run_config = {"library": str(library_path), "itterations": 2, "idle-seconds": 0}
+    run_config: dict[str, Any] = {"library": str(library_path), "itterations": 2, "idle-seconds": 0}
     grid = InProcessGrid(client_app(), partitions(1), run_config)
     with pytest.raises(InputError, match="itterations is unknown"):
         server_app()(grid, Context(1, 0, {}, RecordDict(), dict(run_config)))
@@ -264,7 +271,7 @@ def test_a_run_with_an_unknown_setting_is_refused_by_both_sides(library_path, we
     with Library.open(library_path) as library:
         (device,) = serve_fleet(grid, library, weights, settings).devices
     assert device.failure == "device"
-    assert "itterations is unknown" in device.error
+    assert "itterations is unknown" in str(device.error)
 
 
 def test_a_node_with_a_place_for_it_keeps_the_offer_on_disk_until_it_has_adapted(
@@ -293,4 +300,4 @@ def test_without_one_flower_keeps_the_offer_between_the_two_messages(library, we
 def test_a_device_that_was_not_asked_first_says_so(devices):
     request = Message(RecordDict(), 1, "train.adapt")
     reply = client_app(devices)(request, Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
-    assert reply.error.reason.startswith("nothing is kept of an offer here")
+    assert str(reply.error.reason).startswith("nothing is kept of an offer here")

@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from toys import Example, example, task_of
+
+from common.errors import InputError
+from common.fine_tune import FineTuneSettings, batches, fine_tune
+from common.mask import Mask
+from common.subnetwork import SubNetwork
+
+
+@pytest.fixture(scope="module")
+def ours() -> Example:
+    return example("test_resnet", 32)
+
+
+def network_of(ours: Example):
+    return SubNetwork.of(ours.backbone, ours.weights, Mask.full(ours.structure)).network(3)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weights_of(network) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
+
+
+def test_no_index_comes_twice_before_a_new_permutation():
+    stream = batches(7, 3, generator())
+    seen = torch.cat([next(stream), next(stream)])
+    assert len(set(seen.tolist())) == 6
+
+
+def test_batches_are_never_larger_than_the_data():
+    assert sorted(next(batches(4, 32, generator())).tolist()) == [0, 1, 2, 3]
+
+
+def test_every_index_is_drawn_equally_often_in_the_long_run():
+    stream = batches(10, 4, generator())
+    counts = torch.bincount(torch.cat([next(stream) for _ in range(1000)]), minlength=10)
+    assert counts.min() > 350
+    assert counts.max() < 450
+
+
+def test_tuning_lowers_the_loss_and_moves_every_parameter(ours):
+    task = task_of(ours.backbone)
+    network = network_of(ours)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    loss = fine_tune(network, task.train, FineTuneSettings(iterations=12, batch_size=12), generator())
+    assert loss < math.log(3)
+    assert not any(torch.equal(p, before[name]) for name, p in network.named_parameters())
+    assert not network.training
+
+
+@pytest.mark.parametrize("clip_norm", [1e6, 0.01])
+def test_one_step_without_momentum_is_gradient_descent_with_the_gradient_clipped(ours, clip_norm):
+    """Rate times gradient, as the hook saw it; where its norm is above the limit, scaled to it."""
+    network = network_of(ours)
+    before = weights_of(network)
+    gradients = []
+    plain = FineTuneSettings(
+        iterations=1, learning_rate=0.1, momentum=0.0, weight_decay=0.0, clip_norm=clip_norm
+    )
+
+    def record(iteration: int) -> None:
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]).clone())
+
+    fine_tune(network, task_of(ours.backbone).train, plain, generator(), after_backward=record)
+    (gradient,) = gradients
+    step = 0.1 * gradient * min(1.0, clip_norm / float(gradient.norm()))
+    assert torch.allclose(weights_of(network), before - step, atol=1e-6)
+
+
+def test_the_same_seed_tunes_to_the_same_weights_and_another_to_others(ours):
+    settings = FineTuneSettings(iterations=3, batch_size=8)
+    tuned = []
+    for seed in (1, 1, 2):
+        network = network_of(ours)
+        fine_tune(network, task_of(ours.backbone).train, settings, generator(seed))
+        tuned.append(weights_of(network))
+    assert torch.equal(tuned[0], tuned[1])
+    assert not torch.equal(tuned[0], tuned[2])
+
+
+def test_evaluating_between_iterations_changes_nothing(ours):
+    """Even if it switches the network's mode."""
+    task, settings = task_of(ours.backbone), FineTuneSettings(iterations=3, batch_size=8)
+    tuned = []
+    for evaluate in (False, True):
+        network = network_of(ours)
+
+        def look(done: int, network=network, evaluate=evaluate) -> None:
+            if evaluate:
+                with torch.no_grad():
+                    network.eval()(task.evaluation.batch(torch.arange(3)))
+
+        fine_tune(network, task.train, settings, generator(), after_iteration=look)
+        tuned.append(torch.cat([t.flatten().float() for t in network.state_dict().values()]))
+    assert torch.equal(*tuned)
+
+
+def test_the_hooks_are_called_once_an_iteration_with_its_number(ours):
+    backward, done = [], []
+    fine_tune(
+        network_of(ours),
+        task_of(ours.backbone).train,
+        FineTuneSettings(iterations=3, batch_size=4),
+        generator(),
+        after_backward=backward.append,
+        after_iteration=done.append,
+    )
+    assert backward == [0, 1, 2]
+    assert done == [1, 2, 3]
+
+
+def test_no_iterations_change_nothing_and_have_no_loss(ours):
+    network = network_of(ours)
+    before = weights_of(network)
+    loss = fine_tune(network, task_of(ours.backbone).train, FineTuneSettings(iterations=0), generator())
+    assert math.isnan(loss)
+    assert torch.equal(weights_of(network), before)
+
+
+def test_a_single_image_is_tuned_on_with_the_statistics_there_are(ours):
+    """Batch norm cannot take those of one image: at one pixel it would have no spread."""
+    one = task_of(ours.backbone).train.subset(torch.tensor([0]))
+    network = network_of(ours)
+    before = network.bn1.running_mean.clone()
+    fine_tune(network, one, FineTuneSettings(iterations=2), generator())
+    assert torch.equal(network.bn1.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iterations": -1},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"fit_images": 0},
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        FineTuneSettings(**wrong)

@@ -1,0 +1,212 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from toys import Example, example, images_of, task_of
+
+from common.fitting import (
+    GaussianClasses,
+    accuracy,
+    all_features,
+    fit,
+    recalibrate_batch_norm,
+    start_from_means,
+)
+from common.mask import Mask
+from common.subnetwork import SubNetwork, rebuild
+
+
+@pytest.fixture(scope="module")
+def ours() -> Example:
+    return example("test_resnet", 32)
+
+
+def network_of(ours: Example, classes: int = 3) -> nn.Module:
+    whole = SubNetwork.of(ours.backbone, ours.weights, Mask.full(ours.structure))
+    return whole.network(classes)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Two classes around (1, 0) and (-1, 0), both with covariance diag(1, 4).
+CORNERS = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
+ROWS = torch.cat([CORNERS + torch.tensor([1.0, 0.0]), CORNERS - torch.tensor([1.0, 0.0])])
+LABELS = torch.tensor([0] * 4 + [1] * 4)
+
+
+def test_gaussian_classes_are_means_counts_and_the_covariance_within_classes():
+    found = GaussianClasses.of(ROWS, LABELS, 2)
+    assert found.means.tolist() == [[1, 0], [-1, 0]]
+    assert found.counts.tolist() == [4, 4]
+    assert found.covariance.tolist() == [[1, 0], [0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("shrinkage", "variances"),
+    # Half the trace is 2.5: the covariance is drawn to 2.5 times the identity.
+    [(0.0, (1.0, 4.0)), (0.5, (1.75, 3.25)), (1.0, (2.5, 2.5))],
+)
+def test_discriminant_analysis_in_the_plane_is_as_by_hand(shrinkage, variances):
+    """Weights are the inverse covariance times the mean; the bias is log 1/2 - mean W mean / 2."""
+    weight, bias = GaussianClasses.of(ROWS, LABELS, 2).classifier(shrinkage)
+    along = 1 / variances[0]
+    assert weight.flatten().tolist() == pytest.approx([along, 0, -along, 0])
+    assert bias.tolist() == pytest.approx([math.log(0.5) - along / 2] * 2)
+
+
+def test_discriminant_analysis_weighs_directions_by_how_little_they_vary():
+    """Means (1, 4) and (-1, -4) with variances 1 and 4: the weights are 1 and 1."""
+    rows = torch.cat([CORNERS + torch.tensor([1.0, 4.0]), CORNERS - torch.tensor([1.0, 4.0])])
+    weight, _ = GaussianClasses.of(rows, LABELS, 2).classifier(0.0)
+    assert weight[0].tolist() == pytest.approx([1, 1])
+
+
+def test_with_a_shrinkage_of_one_and_equal_classes_the_nearest_mean_wins():
+    rows = torch.randn(300, 5, generator=generator(), dtype=torch.float64) * torch.tensor([1, 2, 3, 4, 5])
+    labels = torch.arange(300) % 3
+    found = GaussianClasses.of(rows, labels, 3)
+    weight, bias = found.classifier(1.0)
+    nearest = torch.cdist(rows, found.means).argmin(1)
+    assert torch.equal((rows @ weight.T + bias).argmax(1), nearest)
+
+
+def test_a_class_without_images_never_wins_and_a_frequent_one_wins_more():
+    rows = torch.cat([ROWS, ROWS[:4]])
+    found = GaussianClasses.of(rows, torch.cat([LABELS, LABELS[:4]]), 3)
+    weight, bias = found.classifier(0.5)
+    assert not ((10 * rows @ weight.T + bias).argmax(1) == 2).any()
+    at_the_middle = weight @ torch.zeros(2, dtype=torch.float64) + bias
+    log_odds = at_the_middle[0] - at_the_middle[1]
+    assert float(log_odds) == pytest.approx(math.log(8 / 4))
+
+
+def test_features_that_never_vary_do_no_harm():
+    """One image a class: the covariance is zero, the classifier finite."""
+    found = GaussianClasses.of(torch.eye(3, dtype=torch.float64), torch.arange(3), 3)
+    for shrinkage in (0.03, 1.0):
+        weight, bias = found.classifier(shrinkage)
+        assert torch.isfinite(weight).all()
+        assert torch.isfinite(bias).all()
+
+
+# -- batch norm ------------------------------------------------------------------------------------
+
+
+class Normalised(nn.Module):
+    """A batch norm that sees the images themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=0.3)
+        self.norm.running_mean.fill_(100.0)
+
+    def forward(self, images):
+        return self.norm(images)
+
+
+def test_batch_norm_statistics_become_those_of_the_images(ours):
+    images = images_of(ours.backbone, per_class=20)
+    network = Normalised()
+    recalibrate_batch_norm(network, images, generator(), count=60)
+    data = images.batch(torch.arange(60)).transpose(0, 1).flatten(1)
+    assert torch.allclose(network.norm.running_mean, data.mean(1), atol=1e-5)
+    assert torch.allclose(network.norm.running_var, data.var(1), rtol=1e-4)
+    assert network.norm.momentum == 0.3
+    assert not network.norm.training
+
+
+def test_batch_norm_sees_at_most_the_count_of_images(ours):
+    """The first ones of the generator's permutation."""
+    images = images_of(ours.backbone, per_class=20)
+    network = Normalised()
+    recalibrate_batch_norm(network, images, generator(5), count=7)
+    chosen = images.batch(torch.randperm(60, generator=generator(5))[:7]).transpose(0, 1).flatten(1)
+    assert torch.allclose(network.norm.running_mean, chosen.mean(1), atol=1e-5)
+
+
+def test_every_layers_statistics_are_of_what_reaches_it_then(ours):
+    """In a cut network as well: a second calibration on the same images changes nothing."""
+    images = images_of(ours.backbone, per_class=10)
+    network = network_of(ours)
+    recalibrate_batch_norm(network, images, generator(), 30)
+    once = {k: v.clone() for k, v in network.state_dict().items()}
+    recalibrate_batch_norm(network, images, generator(), 30)
+    again = network.state_dict()
+    assert all(torch.allclose(once[name], again[name], atol=1e-5) for name in once)
+    assert not torch.allclose(once["bn1.running_mean"], ours.weights["bn1.running_mean"], atol=1e-2)
+
+
+def test_a_network_without_batch_norm_and_a_task_of_one_image_are_left_as_they_are(ours):
+    vit = example("test_vit", 32)
+    network = rebuild(vit.backbone, vit.weights)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    recalibrate_batch_norm(network, images_of(vit.backbone, per_class=4), generator(), 12)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    single = Normalised()
+    recalibrate_batch_norm(single, images_of(ours.backbone, per_class=1, classes=1), generator(), 12)
+    assert single.norm.running_mean.tolist() == [100.0] * 3
+
+
+# -- fitting a network -----------------------------------------------------------------------------
+
+
+def test_a_fitted_network_is_far_better_than_chance_without_a_gradient(ours):
+    task = task_of(ours.backbone)
+    network = network_of(ours)
+    before = {k: v.clone() for k, v in network.named_parameters()}
+    assert accuracy(network, task.evaluation) == pytest.approx(1 / 3)
+    found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
+    assert accuracy(network, task.evaluation) > 0.8
+    assert found.counts.tolist() == [12, 12, 12]
+    changed = {k for k, v in network.named_parameters() if not torch.equal(v, before[k])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_the_same_seed_fits_the_same_network(ours):
+    task = task_of(ours.backbone)
+    fitted = []
+    for seed in (3, 3, 4):
+        network = network_of(ours)
+        fit(network, ours.backbone, task.train, 3, generator(seed), 20)
+        fitted.append(network.fc.weight.detach().clone())
+    assert torch.equal(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0], fitted[2])
+
+
+def test_fitting_sees_at_most_the_count_of_images(ours):
+    found = fit(network_of(ours), ours.backbone, task_of(ours.backbone).train, 3, generator(), 10)
+    assert int(found.counts.sum()) == 10
+
+
+def test_tuning_starts_from_class_means_whatever_was_fitted(ours):
+    """Its logits rank classes by the distance of features to the class means."""
+    task = task_of(ours.backbone)
+    network = network_of(ours)
+    found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
+    start_from_means(network, ours.backbone, task.train, found)
+    rows = all_features(network, task.evaluation).double()
+    nearest = torch.cdist(rows, found.means).argmin(1)
+    logits = network(task.evaluation.batch(torch.arange(len(rows))))
+    assert float((logits.argmax(1) == nearest).float().mean()) > 0.97
+
+
+def test_features_are_in_the_order_of_the_images_or_of_the_indices(ours):
+    images = images_of(ours.backbone, per_class=3)
+    network = network_of(ours)
+    everything = all_features(network, images)
+    assert everything.shape == (9, 96)
+    chosen = all_features(network, images, torch.tensor([4, 0]))
+    assert torch.allclose(chosen, everything[[4, 0]], atol=1e-5)
+
+
+def test_accuracy_is_the_share_classified_right(ours):
+    network = network_of(ours)
+    with torch.no_grad():
+        network.fc.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    assert accuracy(network, images_of(ours.backbone, per_class=5)) == pytest.approx(1 / 3)
+    only = images_of(ours.backbone, per_class=5).subset(torch.tensor([1, 4, 7, 0]))
+    assert accuracy(network, only) == 0.75
+    assert math.isnan(accuracy(network, only.subset(torch.tensor([], dtype=torch.int64))))
