@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 import torch
-from safetensors.torch import save
 
 from client.adapt import adapt_assignment, describe
+from client.export import save_network
 from common.backbone import Backbone
-from common.command_line import progress, run, settings_option, show, show_json, write_whole
+from common.command_line import progress, run, settings_option, show, show_json
 from common.envelope import seal, unseal
 from common.exchange import METHODS, Budget, Offer
 from common.fine_tune import FineTuneSettings
@@ -163,9 +163,7 @@ def adapt(
     message = encode_contribution(contribution)
     seal(out, message)
     if network_file is not None:
-        state = {name: tensor.contiguous() for name, tensor in adapted.network.state_dict().items()}
-        header = {"backbone": offer.backbone.to_json(), "classes": "\n".join(task.classes)}
-        write_whole(network_file, save(state, metadata=header))
+        save_network(network_file, adapted.network, offer.backbone, task.classes)
     mask = adapted.pruned.mask
     facts = {
         "request": assignment.request_id,

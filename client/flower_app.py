@@ -15,12 +15,10 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
-from safetensors.torch import save
 
 from client.adapt import adapt_assignment, describe
-from common.adaptation import Adapted
+from client.export import save_network
 from common.backbone import Backbone
-from common.command_line import write_whole
 from common.envelope import seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError, TaskDataError
 from common.exchange import Offer
@@ -151,7 +149,7 @@ def _adapt_to_task(content: RecordDict, device: _Device) -> RecordDict:
         evaluate_at=settings.evaluate_at,
     )
     if device.node.network_path is not None:
-        _save(device.node.network_path, adapted, task, offer.backbone)
+        save_network(device.node.network_path, adapted.network, offer.backbone, task.classes)
     device.forget()
     measured = Measured(
         adapted.accuracies,
@@ -160,12 +158,6 @@ def _adapt_to_task(content: RecordDict, device: _Device) -> RecordDict:
         partition=device.node.partition_id,
     )
     return pack(encode_contribution(contribution), measured=measured)
-
-
-def _save(path: Path, adapted: Adapted, task: Task, backbone: Backbone) -> None:
-    state = {name: tensor.contiguous() for name, tensor in adapted.network.state_dict().items()}
-    header = {"backbone": backbone.to_json(), "classes": "\n".join(task.classes)}
-    write_whole(path, save(state, metadata=header))
 
 
 def _reply(

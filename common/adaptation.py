@@ -14,9 +14,10 @@ from torch import nn
 from common.backbone import Backbone
 from common.fine_tune import FineTuneSettings, fine_tune
 from common.fitting import accuracy, fit, start_from_means
-from common.importance import Taylor
+from common.importance import Taylor, rank
 from common.mask import Mask
 from common.pruning import Pruned, PruningSettings, prune_iteratively
+from common.subnetwork import cut, rebuild
 from common.task_data import Task
 
 Progress = Callable[[int, int], None]
@@ -68,7 +69,7 @@ def adapt_network(
     Batch norm and classifier are fitted first, which costs no gradient; then all parameters are
     tuned, and units ranked by first-order Taylor; then batch norm and classifier are fitted once
     more, to what the features have become. With `pruning`, the network is pruned to `target` units
-    per group on the way. Accuracy is measured before, after, and at `evaluate_at` iterations, each
+    per group on the way. Without iterations units are ranked, and cut, on a few batches' gradients. Accuracy is measured before, after, and at `evaluate_at` iterations, each
     time on a copy fitted likewise; evaluation images have no other part in this.
     """
     clock = _Clock()
@@ -90,11 +91,11 @@ def adapt_network(
                 refit(fitted, torch.Generator().manual_seed(done))
                 accuracies[done] = accuracy(fitted, task.evaluation)
 
-    if settings.iterations == 0:
-        return Adapted(Pruned(network, mask, Taylor(network, mask).scores()), accuracies, clock.seconds)
     with clock.of("tune"):
         start_from_means(network, backbone, task.train, found)
-        if pruning is not None and target is not None and tuple(target) != mask.counts:
+        if settings.iterations == 0:
+            pruned = _ranked(network, backbone, mask, task, settings, generator, pruning and target)
+        elif pruning is not None and target is not None and tuple(target) != mask.counts:
             pruned = prune_iteratively(
                 network,
                 backbone,
@@ -120,8 +121,26 @@ def adapt_network(
     with clock.of("fit"):
         refit(pruned.network, generator)
     with clock.of("evaluate"):
-        accuracies[settings.iterations] = accuracy(pruned.network, task.evaluation)
+        after = accuracy(pruned.network, task.evaluation)
+    accuracies[settings.iterations] = after
     return Adapted(pruned, accuracies, clock.seconds)
+
+
+def _ranked(
+    network: nn.Module,
+    backbone: Backbone,
+    mask: Mask,
+    task: Task,
+    settings: FineTuneSettings,
+    generator: torch.Generator,
+    target: Sequence[int] | None,
+) -> Pruned:
+    """What is left to do without iterations: rank the units, and cut once where there is a target."""
+    scores = rank(network, mask, task.train, settings.batch_size, generator)
+    if not target:
+        return Pruned(network, mask, scores)
+    smaller = Mask.keep_top(mask.structure, scores, target)
+    return Pruned(rebuild(backbone, cut(network.state_dict(), smaller, within=mask)), smaller, scores)
 
 
 class _Clock:

@@ -76,9 +76,10 @@ class Backbone:
         if image_size is not None and image_size < 1:
             raise UnsupportedModel(f"the image size is {image_size} pixels; it is at least 1")
         arguments = dict(arguments or {})
-        network = _create(model, num_classes, arguments)
+        network: Any = _create(model, num_classes, arguments)
         defaults = network.pretrained_cfg
-        channels, height, width = arguments.get("in_chans", 3), *defaults["input_size"][1:]
+        channels = arguments.get("in_chans", 3)
+        height, width = defaults["input_size"][1:]
         if image_size is not None and (height, width) != (image_size, image_size):
             height = width = image_size
             if defaults.get("fixed_input_size"):
@@ -144,7 +145,7 @@ class Backbone:
 
 
 def _create(model: str, num_classes: int | None, arguments: Mapping[str, Any]) -> nn.Module:
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with torch.device("meta"):
             return timm.create_model(model, pretrained=False, **classes, **arguments)
@@ -226,4 +227,5 @@ def weights_digest(weights: Weights) -> str:
 
 def features(network: nn.Module, images: Tensor) -> Tensor:
     """Pooled features (N, D) of images (N, C, H, W): what the classifier would be given."""
-    return network.forward_head(network.forward_features(images), pre_logits=True)
+    timm_network: Any = network
+    return timm_network.forward_head(timm_network.forward_features(images), pre_logits=True)

@@ -1,13 +1,11 @@
-"""What the three command lines share: errors become one sentence and an exit status, files are whole."""
+"""What the three command lines share: errors become one sentence and an exit status."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.errors import InputError, MaskvoteError
+from common.errors import MaskvoteError
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -88,34 +86,6 @@ def _is_numeric(cell: object) -> bool:
 def show_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """JSON on stdout, for scripts."""
     click.echo(json.dumps(data, indent=2))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. InputError where it cannot be written."""
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); free some space, or write elsewhere"
-        ) from error
-
-
-def read_whole(path: Path) -> bytes:
-    """The bytes of a file. InputError where it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
 
 
 def settings_option(*names: str, **options: Any) -> Callable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from common.command_line import read_whole, write_whole
 from common.errors import InputError
+from common.files import read_whole, write_whole
 
 MAGIC = b"maskvote1\n"
 LENGTHS = struct.Struct("<QQ")

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from common.errors import InputError
 from common.fitting import on_device_of
-from common.task_data import LabelledImages
+from common.task_data import LabelledImages, batches
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,6 @@ class FineTuneSettings:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.iterations < 0:
             raise InputError(f"iterations are {self.iterations}; they cannot be negative")
-
-
-def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of indices below `count`: every index once before any comes again.
-
-    A batch is never of one image alone where there are two: batch norm could not do with it.
-    """
-    size = min(size, count)
-    while True:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - size + 1, size):
-            yield order[start : start + size]
 
 
 AfterBackward = Callable[[int], None]

@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from common.backbone import Weights
+from common.fitting import on_device_of
 from common.mask import Mask, Scores
 from common.structure import Structure
+from common.task_data import LabelledImages, batches
+
+RANKING_BATCHES = 10
+"""Mini-batches for scores that no tuning gives: enough for their order to settle."""
 
 
 def magnitude(weights: Weights, structure: Structure, order: int = 1) -> dict[str, np.ndarray]:
@@ -80,3 +86,23 @@ class Taylor:
             g.name: mean[structure.starts[g.name] : structure.starts[g.name] + g.units]
             for g in structure.groups
         }
+
+
+def rank(
+    network: nn.Module,
+    mask: Mask,
+    images: LabelledImages,
+    batch_size: int,
+    generator: torch.Generator,
+    count: int = RANKING_BATCHES,
+) -> Scores:
+    """First-order Taylor scores over `count` mini-batches, the network left as it is."""
+    taylor = Taylor(network, mask)
+    network.eval()
+    for _, indices in zip(range(count), batches(len(images), batch_size, generator), strict=False):
+        network.zero_grad(set_to_none=True)
+        logits = network(on_device_of(network, images.batch(indices)))
+        functional.cross_entropy(logits, images.labels[indices].to(logits.device)).backward()
+        taylor.observe()
+    network.zero_grad(set_to_none=True)
+    return taylor.scores()

@@ -16,8 +16,6 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from common.backbone import Backbone, Weights
 from common.mask import Mask
@@ -33,9 +31,6 @@ TOGETHER_KEEP = (0.5, 0.1)
 
 Outcome = Literal["equal", "runs", "differs", "no effect", "fails", "unchecked"]
 PROVED: tuple[Outcome, ...] = ("equal", "runs")
-
-Watch = Callable[[int, int], None]
-"""Called with groups done and groups in all."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +69,13 @@ def prove(
     *,
     seed: int = 0,
     seconds: float = 600.0,
-    watch: Watch | None = None,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Proof:
     """A proof for every group: cut alone, then together with all that passed.
 
     Masks, weights and the one image are drawn from the seed. After so many seconds no further group
     is checked: those are frozen for that. Whatever a network raises freezes a group; nothing is raised.
+    `watch` is called with groups done and groups in all.
     """
     deadline = time.monotonic() + seconds
     trial = _Trial(backbone, structure, seed)
@@ -93,11 +89,11 @@ def prove(
         verdict = trial.together(passed)
         if verdict.outcome in PROVED:
             break
-        if time.monotonic() > deadline:
-            verdicts.update((group.name, _late(group, seconds)) for group in passed)
-        else:
+        if time.monotonic() < deadline:
             culprit = trial.shortest_failing(passed)[-1].name
             verdicts[culprit] = replace(verdict, group=culprit)
+        else:
+            verdicts.update((group.name, _late(group, seconds)) for group in passed)
     return Proof(tuple(verdicts.values()))
 
 
@@ -146,10 +142,8 @@ class _Trial:
         good, bad = 0, len(groups)
         while bad - good > 1:
             middle = (good + bad) // 2
-            if self.together(groups[:middle]).outcome in PROVED:
-                good = middle
-            else:
-                bad = middle
+            passes = self.together(groups[:middle]).outcome in PROVED
+            good, bad = (middle, bad) if passes else (good, middle)
         return groups[:bad]
 
     def _mask(self, groups: Sequence[Group], keep: float) -> Mask:
@@ -200,9 +194,9 @@ def _randomise(network: nn.Module) -> None:
         for parameter in network.parameters():
             parameter.mul_(torch.rand_like(parameter) + 0.5).add_(0.2 * torch.randn_like(parameter))
         for module in network.modules():
-            if isinstance(module, nn.Linear | _ConvNd):
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
                 nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, _BatchNorm):
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for statistic in (module.running_mean, module.running_var):
                     if statistic is not None:
                         statistic.add_(torch.rand_like(statistic) - 0.5)

@@ -65,13 +65,16 @@ def prune_iteratively(
     if mask.structure.units == 0:
         raise InputError("nothing of this backbone can be cut; choose other kinds of groups")
     target = [min(want, held) for want, held in zip(target, mask.counts, strict=True)]
+    if settings.iterations < 1:
+        raise InputError(f"{settings.iterations} iterations rank no unit; pruning takes at least 1")
     start = mask.counts
-    pruned_at = round(settings.iterations * (1 - pruning.settle))
+    pruned_at = max(1, round(settings.iterations * (1 - pruning.settle)))
+    rounds = min(pruning.rounds, pruned_at)
     done = 0
-    for number in range(1, pruning.rounds + 1):
-        until = round(pruned_at * number / pruning.rounds)
+    for number in range(1, rounds + 1):
+        until = round(pruned_at * number / rounds)
         taylor = Taylor(network, mask)
-        part = replace(settings, iterations=max(until - done, 1), final_rate=1.0)
+        part = replace(settings, iterations=until - done, final_rate=1.0)
         fine_tune(
             network,
             images,
@@ -81,24 +84,27 @@ def prune_iteratively(
             after_iteration=_relay(after_iteration, done, network),
         )
         done += part.iterations
-        share = number / pruning.rounds
+        share = number / rounds
         counts = [
-            want if number == pruning.rounds else max(want, round(n * (want / n) ** share))
+            want if number == rounds else max(want, round(n * (want / n) ** share))
             for n, want in zip(start, target, strict=True)
         ]
-        smaller = Mask.keep_top(mask.structure, taylor.scores(), counts)
+        scores = taylor.scores()
+        smaller = Mask.keep_top(mask.structure, scores, counts)
         network = rebuild(backbone, cut(network.state_dict(), smaller, within=mask))
         mask = smaller
-    taylor = Taylor(network, mask)
-    fine_tune(
-        network,
-        images,
-        replace(settings, iterations=max(settings.iterations - done, 1)),
-        generator,
-        after_backward=taylor.observe,
-        after_iteration=_relay(after_iteration, done, network),
-    )
-    return Pruned(network, mask, taylor.scores())
+    if done < settings.iterations:
+        taylor = Taylor(network, mask)
+        fine_tune(
+            network,
+            images,
+            replace(settings, iterations=settings.iterations - done),
+            generator,
+            after_backward=taylor.observe,
+            after_iteration=_relay(after_iteration, done, network),
+        )
+        scores = taylor.scores()
+    return Pruned(network, mask, scores)
 
 
 def _relay(

@@ -193,8 +193,9 @@ class SubNetwork:
         return cls(backbone, mask, cut(left, mask))
 
     def network(self, num_classes: int) -> nn.Module:
-        """The network, with a classifier of zeros for so many classes."""
-        return rebuild(self.backbone, self.weights, num_classes)
+        """A network of its own tensors, with a classifier of zeros for so many classes."""
+        own = {name: tensor.clone() for name, tensor in self.weights.items()}
+        return rebuild(self.backbone, own, num_classes)
 
     @property
     def parameters(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,8 @@ class Task:
         lacking = [self.classes[k] for k in torch.nonzero(counts == 0).flatten().tolist()]
         if lacking:
             raise TaskDataError(f"no training image of class {', '.join(lacking)}; add some")
+        if not len(self.evaluation):
+            raise TaskDataError("no image judges the network; add some to val/, or leave val/ out")
 
 
 class PixelImages:
@@ -117,6 +119,18 @@ class FileImages:
                     f"{path} cannot be read as an image ({e}); repair or remove the file"
                 ) from e
         return self._pixels[index]
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless batches of indices below `count`: every index once before any comes again.
+
+    A batch is never of one image alone where there are two: batch norm could not do with it.
+    """
+    size = min(size, count)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count - size + 1, size):
+            yield order[start : start + size]
 
 
 def pixel_transform(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
@@ -214,12 +228,12 @@ def load_torchvision(name: str, root: Path, backbone: Backbone, *, download: boo
     if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
         raise TaskDataError(f"torchvision has no data set {name!r}; see torchvision.datasets")
     parts = []
-    for train in (True, False):
+    for is_train in (True, False):
         try:
             try:
-                part = kind(str(root), train=train, download=download)
+                part = kind(str(root), train=is_train, download=download)
             except TypeError:
-                part = kind(str(root), split="train" if train else "test", download=download)
+                part = kind(str(root), split="train" if is_train else "test", download=download)
         except (RuntimeError, OSError, TypeError, ValueError, ImportError) as error:
             raise TaskDataError(
                 f"{name} can neither be read from {root} nor downloaded: {error}; "

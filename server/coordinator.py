@@ -23,6 +23,7 @@ from common.exchange import (
 from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
+from server.admission import admit
 from server.budget import Counts, allot
 from server.library import Entry, Library, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
@@ -118,7 +119,9 @@ class Coordinator:
             held = self._allot(task.budget.while_adapting, task)
         else:
             held = target
-            explored = tuple(int(self._settings.explore * count) for count in held)
+        pruned = held != target
+        if not pruned:
+            explored = tuple(min(count - 1, round(self._settings.explore * count)) for count in held)
         elected = elect(structure, ballots, task.method, held, self._importance)
         mask = elected.mask
         if ballots and any(explored):
@@ -130,7 +133,7 @@ class Coordinator:
             origin=elected.origin,
             mask=mask,
             target=tuple(np.subtract(target, explored).tolist()),
-            rounds=self._settings.rounds if task.method == "mvp" else 0,
+            rounds=self._settings.rounds if pruned else 0,
             neighbours=neighbours,
             contributor=contributor,
         )
@@ -151,6 +154,9 @@ class Coordinator:
 
     def record(self, contribution: Contribution) -> Receipt:
         """Store a contribution, then let its task vote: the next device finds it."""
+        assigned = self._library.assignment_of(contribution.request_id)
+        if assigned is not None:
+            admit(contribution, assigned)
         with self._recording:
             receipt = self._library.record(contribution)
             if receipt.entry not in self._masks:

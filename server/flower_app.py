@@ -19,8 +19,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from common.backbone import Weights, pretrained_weights, read_weights
-from common.command_line import write_whole
 from common.errors import InputError, LibraryError, MaskvoteError
+from common.files import write_whole
 from common.proto_codec import (
     decode_contribution,
     decode_task_description,

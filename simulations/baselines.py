@@ -8,21 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import timm
 import torch
-from torch.nn import functional
 
 from common.adaptation import Adapted, adapt_network
 from common.backbone import Backbone, Weights
-from common.fine_tune import FineTuneSettings, batches
+from common.fine_tune import FineTuneSettings
 from common.fitting import fit, start_from_means
-from common.importance import Taylor, magnitude
+from common.importance import magnitude, rank
 from common.mask import Mask, Scores
 from common.pruning import PruningSettings
 from common.structure import Structure
 from common.subnetwork import cut, rebuild
 from common.task_data import Task
-
-TAYLOR_BATCHES = 10
-"""Mini-batches of its own data that a device would spend on one-shot Taylor scores."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +81,14 @@ def taylor_mask(contest: Contest) -> Adapted:
         contest.settings.fit_images,
     )
     start_from_means(network, contest.backbone, contest.task.train, found)
-    taylor = Taylor(network, Mask.full(contest.structure))
-    images = contest.task.train
-    stream = batches(len(images), contest.settings.batch_size, contest.generator)
-    for _ in range(TAYLOR_BATCHES):
-        indices = next(stream)
-        network.zero_grad(set_to_none=True)
-        functional.cross_entropy(network(images.batch(indices)), images.labels[indices]).backward()
-        taylor.observe()
-    return contest.adapt(contest.top(taylor.scores()))
+    scores = rank(
+        network,
+        Mask.full(contest.structure),
+        contest.task.train,
+        contest.settings.batch_size,
+        contest.generator,
+    )
+    return contest.adapt(contest.top(scores))
 
 
 def scratch(contest: Contest) -> Adapted:

@@ -16,9 +16,10 @@ import numpy as np
 from safetensors.torch import save
 
 from common.backbone import Backbone, pretrained_weights, read_weights
-from common.command_line import progress, read_whole, run, settings_option, show, show_json, write_whole
+from common.command_line import progress, run, settings_option, show, show_json
 from common.errors import InputError
 from common.exchange import METHODS
+from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
 from common.pruning import PruningSettings
 from server.founding import found_library
@@ -60,7 +61,7 @@ def main() -> None:
 
 @cli.command()
 @RUNS
-@settings_option("--keep-ratio", default=0.1, help="Share of the backbone's units a device affords.")
+@settings_option("--keep-ratio", default=0.2, help="Share of the backbone's units a device affords.")
 @settings_option("--method", type=click.Choice(METHODS), default="smsp")
 @settings_option("--seed", default=0)
 @JSON

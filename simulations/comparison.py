@@ -159,7 +159,9 @@ class Comparison:
         elected = self._voted(signature, contest, "smsp")
         scores = SCORE_OF["smsp"](self._ballots(signature, nearest=True))
         explored = tuple(int(self._settings.explore * n) for n in contest.counts)
-        return contest.adapt(with_runners_up(elected, scores, explored, contest.seed))
+        return contest.adapt(
+            with_runners_up(elected, scores, explored, contest.seed, tie_break=self._importance)
+        )
 
     def _mvp(self, contest: Contest, signature: TaskSignature) -> Adapted:
         budget = Budget(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from common.backbone import Backbone
-from common.command_line import write_whole
+from common.files import write_whole
 from common.task_data import PixelImages
 from simulations.glyphs import SCRIPTS, SEEN, UNSEEN, digits, render
 from simulations.pretraining import PretrainingSettings, pretrain
@@ -26,7 +26,6 @@ class DemoSettings:
 
     model: str = "resnet10t"
     channels: tuple[int, ...] = (32, 64, 128, 256)
-    stem_width: int = 16
     image_size: int = 32
     glyphs_per_class: int = 80
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
@@ -46,7 +45,8 @@ def demo_backbone(settings: DemoSettings) -> Backbone:
         arguments={
             "in_chans": 1,
             "channels": list(settings.channels),
-            "stem_width": settings.stem_width,
+            # One plain convolution: the narrow ones of a deep stem would lose all but one unit.
+            "stem_type": "",
         },
     )
 

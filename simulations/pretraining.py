@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.backbone import Backbone
-from common.fine_tune import batches
 from common.fitting import on_device_of
-from common.task_data import LabelledImages
+from common.task_data import LabelledImages, batches
 
 
 @dataclass(frozen=True)

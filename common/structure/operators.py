@@ -79,6 +79,10 @@ def _extent(tensor: Labelled, dim: int, labels: Labels | None) -> Labels | int:
     return tensor.shape[dim] if labels is None else labels
 
 
+def _source(a: Arguments) -> Labelled:
+    return a["self"] if "self" in a else a["input"]
+
+
 # -- data movement ---------------------------------------------------------------------------------
 
 
@@ -95,8 +99,8 @@ def _permute(o: Operations, a: Arguments, shape: Any) -> Labelled:
 @rule("transpose", "swapaxes", "t")
 def _transpose(o: Operations, a: Arguments, shape: Any) -> Labelled:
     order = list(range(len(a["self"].shape)))
-    first = a.get("dim0", a.get("axis0", 0))
-    second = a.get("dim1", a.get("axis1", 1))
+    first: Any = a.get("dim0", a.get("axis0", 0))
+    second: Any = a.get("dim1", a.get("axis1", 1))
     order[first], order[second] = order[second], order[first]
     return movement.permute(a["self"], order)
 
@@ -182,7 +186,7 @@ def _roll(o: Operations, a: Arguments, shape: Any) -> Labelled:
     "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d", "interpolate",
 )  # fmt: skip
 def _spatial(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    source = a.get("self", a.get("input"))
+    source = _source(a)
     resized = [d for d in range(len(shape)) if source.shape[d] != shape[d]]
     result = o.keep_whole(source, resized, "its size changes by padding or pooling")
     return Labelled(tuple(shape), result.blocks, result.from_input)
@@ -193,7 +197,7 @@ def _spatial(o: Operations, a: Arguments, shape: Any) -> Labelled:
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm")
 def _reduce(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    source: Labelled = a.get("self", a.get("input"))
+    source: Labelled = _source(a)
     dims = a.get("dim")
     if dims is None:
         return _unknown(o, [source], shape, "reduction of a whole tensor")
@@ -357,7 +361,7 @@ def _conv_transpose(o: Operations, a: Arguments, shape: Any) -> Labelled:
 
 @rule("matmul", "bmm", "mm")
 def _matmul(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    left, right = a["self"], a.get("other", a.get("mat2"))
+    left, right = a["self"], a["other"] if "other" in a else a["mat2"]
     rank_left, rank_right, rank = len(left.shape), len(right.shape), len(shape)
     if min(rank_left, rank_right) < 2:
         return _unknown(o, [left, right], shape, "product with a vector")
@@ -418,7 +422,7 @@ def _attention(o: Operations, a: Arguments, shape: Any) -> Labelled:
 
 @rule("dropout", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "identity")
 def _same(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    return a.get("self", a.get("input"))
+    return _source(a)
 
 
 POINTWISE = frozenset({"hardswish", "hardsigmoid", "mish", "silu", "prelu", "rrelu"})

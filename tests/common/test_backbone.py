@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -120,7 +121,7 @@ def test_text_that_describes_no_backbone_is_refused(text):
 
 
 def test_features_are_what_the_classifier_is_given(ours):
-    network = timm.create_model("test_resnet", num_classes=4).eval()
+    network: Any = timm.create_model("test_resnet", num_classes=4).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(network.fc(features(network, images)), network(images), atol=1e-6)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from toys import Example, example, task_of
+from toys import Example, example, images_of, task_of
 
 from common.errors import InputError
 from common.fine_tune import FineTuneSettings, batches, fine_tune
@@ -102,7 +102,8 @@ def test_evaluating_between_iterations_changes_nothing(ours):
 
 
 def test_the_hooks_are_called_once_an_iteration_with_its_number(ours):
-    backward, done = [], []
+    backward: list[int] = []
+    done: list[int] = []
     fine_tune(
         network_of(ours),
         task_of(ours.backbone).train,
@@ -125,7 +126,7 @@ def test_no_iterations_change_nothing_and_have_no_loss(ours):
 
 def test_a_single_image_is_tuned_on_with_the_statistics_there_are(ours):
     """Batch norm cannot take those of one image: at one pixel it would have no spread."""
-    one = task_of(ours.backbone).train.subset(torch.tensor([0]))
+    one = images_of(ours.backbone, per_class=1).subset(torch.tensor([0]))
     network = network_of(ours)
     before = network.bn1.running_mean.clone()
     fine_tune(network, one, FineTuneSettings(iterations=2), generator())

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def ours() -> Example:
     return example("test_resnet", 32)
 
 
-def network_of(ours: Example, classes: int = 3) -> nn.Module:
+def network_of(ours: Example, classes: int = 3) -> Any:
     whole = SubNetwork.of(ours.backbone, ours.weights, Mask.full(ours.structure))
     return whole.network(classes)
 
@@ -100,8 +101,8 @@ class Normalised(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(3, momentum=0.3)
-        self.norm.running_mean.fill_(100.0)
+        self.norm: Any = nn.BatchNorm2d(3, momentum=0.3)
+        self.norm.register_buffer("running_mean", torch.full((3,), 100.0))
 
     def forward(self, images):
         return self.norm(images)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from toys import example, outputs, random_mask
 
 from common.backbone import Backbone
-from common.proof import TOLERANCE, Proof, Verdict, prove
+from common.proof import TOLERANCE, Outcome, Proof, Verdict, prove
 from common.structure import Group, Structure
 from common.subnetwork import cut, masked, rebuild
 
@@ -51,8 +52,8 @@ def test_every_group_of_a_plain_model_is_proved(model):
 def test_branches_that_start_at_zero_still_show_an_effect():
     """ResNet's last batch norm of every block starts at zero here; the proof draws another scale."""
     backbone = Backbone.from_timm("test_resnet", num_classes=4, image_size=32)
-    zero_init = timm.create_model("test_resnet", zero_init_last=True).layer1[0].bn2.weight
-    assert not zero_init.any()
+    start: Any = timm.create_model("test_resnet")
+    assert not start.layer1[0].bn2.weight.any()
     verdicts = prove(backbone, backbone.structure()).verdicts
     assert "no effect" not in {verdict.outcome for verdict in verdicts}
 
@@ -104,6 +105,25 @@ def test_a_group_that_pairs_the_wrong_units_differs_and_is_frozen_alone(resnet):
     assert proof.verdicts[3].outcome == "differs"
     assert proof.verdicts[3].difference > TOLERANCE
     assert "outputs lie" in proof.verdicts[3].reason
+
+
+def test_heads_whose_keys_are_mixed_up_are_noticed():
+    """Queries of one head with keys of another: under uniform attention that would not show."""
+    vit = example("test_vit", 32)
+    index = next(k for k, g in enumerate(vit.structure.groups) if "attn.qkv" in g.name)
+
+    def mixed_up(group: Group) -> Group:
+        members = []
+        for member in group.members:
+            unit_of = member.unit_of.copy()
+            if not member.reads:
+                keys = np.split(unit_of, 3)[1]
+                keys[:] = (keys + 1) % group.units
+            members.append(dataclasses.replace(member, unit_of=unit_of))
+        return dataclasses.replace(group, members=tuple(members))
+
+    proof = prove(vit.backbone, altered(vit.structure, index, mixed_up))
+    assert proof.verdicts[index].outcome == "differs"
 
 
 def test_a_group_that_nothing_reads_has_no_effect_and_is_frozen(resnet):
@@ -161,6 +181,6 @@ def test_progress_is_told_group_by_group(resnet):
 
 
 def test_a_proof_freezes_all_but_equal_and_runs():
-    outcomes = ("equal", "runs", "differs", "no effect", "fails", "unchecked")
+    outcomes: tuple[Outcome, ...] = ("equal", "runs", "differs", "no effect", "fails", "unchecked")
     proof = Proof(tuple(Verdict(o, o, reason="so") for o in outcomes))
     assert proof.frozen == {o: f"{o}: so" for o in outcomes[2:]}

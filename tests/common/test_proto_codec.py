@@ -97,9 +97,9 @@ signatures = shapes.flatmap(
         arrays(np.int32, shape[0], elements=st.integers(1, 2**31 - 1)),
     )
 )
-headrooms = st.floats(1, allow_infinity=False)
+headrooms = st.floats(1, 1000)
 budgets = st.builds(Budget, keep_ratio=st.floats(0, 1, exclude_min=True), headroom=headrooms) | st.builds(
-    Budget, parameters=st.integers(1, 2**64 - 1), headroom=headrooms
+    Budget, parameters=st.integers(1, 2**63 - 1), headroom=headrooms
 )
 request_ids = st.binary(min_size=16, max_size=16).map(bytes.hex)
 shares = st.floats(0, 1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_tasks import random_mask, random_signature
 
@@ -195,6 +195,7 @@ def test_the_network_that_a_device_builds_is_never_above_its_budget(lasting, bud
 
 @settings(max_examples=40, deadline=None)
 @given(budgets)
+@example(Budget(parameters=59_636, headroom=1.02))
 def test_mvp_holds_at_least_the_target_in_every_group_and_the_target_is_the_budget(lasting, budget):
     offer = lasting.offer()
     assignment = lasting.assign(ask(offer, next(numbers), budget, "mvp"))
