@@ -53,8 +53,16 @@ def table(path: Path) -> tuple[list[str], list[list[str]], int]:
             )
         )
     rows.sort(key=lambda row: -row[0])
-    columns = ["way", *(f"at {point}" for point in points[:-1]), "in the end", "spread", f"minus {REFERENCE}",
-               "M parameters", "iterations", "seconds"]  # fmt: skip
+    columns = [
+        "way",
+        *(f"at {point}" for point in points[:-1]),
+        "in the end",
+        "spread",
+        f"minus {REFERENCE}",
+        "M parameters",
+        "iterations",
+        "seconds",
+    ]
     return columns, [row for _, row in rows], len(complete)
 
 

@@ -13,7 +13,7 @@ from client.export import save_network
 from common.backbone import Backbone
 from common.command_line import progress, run, settings_option, show, show_json
 from common.envelope import seal, unseal
-from common.exchange import METHODS, Budget, Offer
+from common.exchange import METHODS, Budget, Method, Offer
 from common.fine_tune import FineTuneSettings
 from common.proto_codec import (
     decode_assignment,
@@ -78,7 +78,7 @@ def describe_command(
     keep_ratio: float | None,
     parameters: int | None,
     headroom: float,
-    method: str,
+    method: Method,
     out: Path | None,
     as_json: bool,
 ) -> None:

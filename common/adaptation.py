@@ -69,8 +69,9 @@ def adapt_network(
     Batch norm and classifier are fitted first, which costs no gradient; then all parameters are
     tuned, and units ranked by first-order Taylor; then batch norm and classifier are fitted once
     more, to what the features have become. With `pruning`, the network is pruned to `target` units
-    per group on the way. Without iterations units are ranked, and cut, on a few batches' gradients. Accuracy is measured before, after, and at `evaluate_at` iterations, each
-    time on a copy fitted likewise; evaluation images have no other part in this.
+    per group on the way. Without iterations, units are ranked and cut by gradients of a few batches.
+    Accuracy is measured before, after, and at `evaluate_at` iterations, each time on a copy fitted
+    likewise; evaluation images have no other part in this.
     """
     clock = _Clock()
 
@@ -94,7 +95,9 @@ def adapt_network(
     with clock.of("tune"):
         start_from_means(network, backbone, task.train, found)
         if settings.iterations == 0:
-            pruned = _ranked(network, backbone, mask, task, settings, generator, pruning and target)
+            pruned = _ranked(
+                network, backbone, mask, task, settings, generator, target if pruning else None
+            )
         elif pruning is not None and target is not None and tuple(target) != mask.counts:
             pruned = prune_iteratively(
                 network,

@@ -19,6 +19,11 @@ from torch import Tensor, nn
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.structure import Kind, Structure, discover
 
+LOADING_ARGUMENTS = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+"""Arguments of timm.create_model that a description may not carry: it can come from a peer."""
+
 Weights = Mapping[str, Tensor]
 """A network's parameters and persistent buffers by name, as in its state dict."""
 
@@ -47,6 +52,11 @@ class Backbone:
             problems.append(f"inputs are {self.input_size}; needed: (C, H, W), each at least 1")
         if {len(self.mean), len(self.std)} != {self.input_size[0]} or not min(self.std, default=1) > 0:
             problems.append(f"mean {self.mean} and std {self.std} are not one a channel, std above 0")
+        if not timm.is_model(self.model.split(".")[0]):
+            problems.append(f"timm {timm.__version__} has no model of that name")
+        unsafe = sorted(set(self.arguments) & LOADING_ARGUMENTS)
+        if unsafe:
+            problems.append(f"the arguments {', '.join(unsafe)} load files or weights")
         if self.num_classes < 1:
             problems.append(f"it has {self.num_classes} classes; at least 1")
         if problems:
@@ -67,7 +77,7 @@ class Backbone:
         the model refuses, and for models without a single linear classifier.
         """
         known = model.split(".")[0]
-        if not model.startswith("hf-hub:") and not timm.is_model(known):
+        if not timm.is_model(known):
             near = difflib.get_close_matches(known, timm.list_models(), n=3, cutoff=0.5)
             raise UnsupportedModel(
                 f"timm {timm.__version__} has no model {model!r}; "
@@ -140,6 +150,8 @@ class Backbone:
             for key in ("input_size", "mean", "std"):
                 data[key] = tuple(data[key])
             return cls(**data)
+        except InputError:
+            raise
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"this does not describe a backbone: {error!r}") from error
 

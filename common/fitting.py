@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,10 @@ def recalibrate_batch_norm(
         norm.momentum = None  # a plain average over the batches
         norm.train()
     with torch.no_grad():
-        for indices in torch.randperm(len(images), generator=generator)[:count].split(BATCH):
-            if len(indices) > 1:
-                network(on_device_of(network, images.batch(indices)))
+        chosen = torch.randperm(len(images), generator=generator)[:count]
+        # Batches of equal size, as each counts the same in the average.
+        for indices in chosen.tensor_split(-(-len(chosen) // BATCH)):
+            network(on_device_of(network, images.batch(indices)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
@@ -97,7 +99,8 @@ class GaussianClasses:
     def classifier(self, shrinkage: float) -> tuple[Tensor, Tensor]:
         """Weight (K, D) and bias (K,) of linear discriminant analysis, the covariance shrunk.
 
-        With a shrinkage of 1 that is the nearest class mean. A class without images never wins.
+        With a shrinkage of 1 that is the nearest class mean, larger classes preferred when in doubt.
+        A class without images never wins.
         """
         level = self.covariance.diagonal().mean().clamp(min=1e-12)
         target = level * torch.eye(len(self.covariance), dtype=self.covariance.dtype)
@@ -163,7 +166,7 @@ def _best_scale(
 
 
 def _assign(network: nn.Module, backbone: Backbone, linear: tuple[Tensor, Tensor], scale: float) -> None:
-    classifier = network.get_submodule(backbone.classifier)
+    classifier: Any = network.get_submodule(backbone.classifier)
     with torch.no_grad():
         for parameter, value in zip((classifier.weight, classifier.bias), linear, strict=True):
             parameter.copy_((value * scale).to(parameter))

@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def _resize(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _match_attributes(module: nn.Module) -> None:
     """Let a layer's own numbers say what its tensors say."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         if module.groups == module.in_channels and module.groups > 1:
             module.groups = module.in_channels = weight.shape[0] * module.groups // module.out_channels
@@ -128,18 +129,19 @@ def _match_attributes(module: nn.Module) -> None:
 
 def _match_attention(module: nn.Module) -> None:
     """Attention that fuses its projections counts its heads by their width, which stays."""
-    fused = getattr(module, "qkv", None)
-    if isinstance(fused, nn.Linear) and hasattr(module, "head_dim"):
+    attention: Any = module
+    fused = getattr(attention, "qkv", None)
+    if isinstance(fused, nn.Linear) and hasattr(attention, "head_dim"):
         width = fused.weight.shape[0] // 3
-        module.num_heads = width // module.head_dim
-        if hasattr(module, "attn_dim"):
-            module.attn_dim = width
+        attention.num_heads = width // attention.head_dim
+        if hasattr(attention, "attn_dim"):
+            attention.attn_dim = width
 
 
 def _blank_classifier(network: nn.Module, backbone: Backbone, tensors: Weights) -> dict[str, Tensor]:
     """A classifier of zeros, as wide as the features that the cut network gives."""
     with torch.no_grad():
-        wide = network.get_submodule(backbone.classifier)
+        wide: Any = network.get_submodule(backbone.classifier)
         probe = torch.empty(1, *backbone.input_size, device="meta")
         try:
             width = features(network, probe).shape[-1]

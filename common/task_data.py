@@ -122,9 +122,9 @@ class FileImages:
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of indices below `count`: every index once before any comes again.
+    """Endless batches of indices below `count`, all of one size: no index twice in one pass.
 
-    A batch is never of one image alone where there are two: batch norm could not do with it.
+    What a pass leaves over of a whole batch waits for another pass, in another order.
     """
     size = min(size, count)
     while True:

@@ -1,0 +1,1 @@
+"""The wire: its messages, and the code generated from them."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -166,7 +168,7 @@ def seed(
         entries = seed_library(
             opened,
             _weights(backbone, checkpoint),
-            [(path.name, lambda path=path: load_folder(path, backbone)) for path in folders],
+            [(path.name, partial(load_folder, path, backbone)) for path in folders],
             keep_ratio=keep_ratio,
             settings=FineTuneSettings(iterations=iterations),
             pruning=PruningSettings(rounds=rounds),
@@ -178,7 +180,7 @@ def seed(
 
 
 def _show_entries(title: str, entries: Sequence[Entry], as_json: bool) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "entry": entry.entry,
             "method": entry.method,

@@ -114,14 +114,10 @@ class Coordinator:
         structure = self._offer.structure
         ballots = [Ballot(self._masks[n.entry], n.similarity) for n in neighbours]
         target = self._allot(task.budget, task)
-        explored: Counts = (0,) * len(target)
-        if task.method == "mvp":
-            held = self._allot(task.budget.while_adapting, task)
-        else:
-            held = target
+        larger = task.budget.while_adapting if task.method == "mvp" else task.budget
+        held = self._allot(larger, task)
         pruned = held != target
-        if not pruned:
-            explored = tuple(min(count - 1, round(self._settings.explore * count)) for count in held)
+        explored = (0,) * len(held) if pruned else self._explored(held)
         elected = elect(structure, ballots, task.method, held, self._importance)
         mask = elected.mask
         if ballots and any(explored):
@@ -136,6 +132,13 @@ class Coordinator:
             rounds=self._settings.rounds if pruned else 0,
             neighbours=neighbours,
             contributor=contributor,
+        )
+
+    def _explored(self, held: Counts) -> Counts:
+        """How many units of every group are given up for runners-up, as far as there are any."""
+        return tuple(
+            min(count - 1, units - count, round(self._settings.explore * count))
+            for count, units in zip(held, self._offer.structure.sizes, strict=True)
         )
 
     def _allot(self, budget: Budget, task: TaskDescription) -> Counts:

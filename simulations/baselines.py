@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import timm
@@ -44,8 +45,8 @@ class Contest:
         names = self.backbone.classifier_tensors
         return {k: v.clone() for k, v in self.weights.items() if k not in names}
 
-    def adapt(self, mask: Mask, **options: object) -> Adapted:
-        """The network that a mask cuts out, adapted."""
+    def adapt(self, mask: Mask, **options: Any) -> Adapted:
+        """The network that a mask cuts out, adapted; `options` go to `adapt_network`."""
         network = rebuild(self.backbone, cut(self.features_of(), mask), len(self.task.classes))
         settings = options.pop("settings", self.settings)
         return adapt_network(
@@ -135,6 +136,6 @@ ALTERNATIVES: dict[str, Alternative] = {
 """Name in tables and plots -> what it does; those that vote are the server's own."""
 
 
-def farthest(similarities: Sequence[float], count: int) -> list[int]:
+def farthest(similarities: np.ndarray, count: int) -> list[int]:
     """Indices of the `count` least similar tasks: a vote by them tells what nearness is worth."""
-    return np.argsort(np.asarray(similarities), kind="stable")[:count].tolist()
+    return np.argsort(similarities, kind="stable")[:count].tolist()

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from common.backbone import Backbone, pretrained_weights, read_weights
 from common.command_line import progress, run, settings_option, show, show_json
 from common.errors import InputError
-from common.exchange import METHODS
+from common.exchange import METHODS, Method
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
 from common.pruning import PruningSettings
@@ -65,7 +65,7 @@ def main() -> None:
 @settings_option("--method", type=click.Choice(METHODS), default="smsp")
 @settings_option("--seed", default=0)
 @JSON
-def demo(out: Path, keep_ratio: float, method: str, seed: int, as_json: bool) -> None:
+def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool) -> None:
     """The whole story in a few minutes, with nothing to download.
 
     Pre-trains a backbone on glyphs of many scripts, seeds a library of masks, and lets devices join
@@ -148,7 +148,7 @@ def fleet(
     ways: int,
     images: int,
     keep_ratio: float,
-    method: str,
+    method: Method,
     iterations: int,
     seeding_iterations: int,
     neighbours: int,

@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,8 +103,9 @@ class _Walk:
         return Labelled(shape, tuple(blocks))
 
     def _call(self, node: torch.fx.Node) -> Any:
-        if node.target is operator.getitem:
-            source, index = node.args
+        target: Any = node.target
+        if target is operator.getitem:
+            source, index = cast(tuple[torch.fx.Node, int], node.args)
             value = self._values[source]
             return value[index] if isinstance(value, list) else value
         result = node.meta.get("val")
@@ -114,12 +115,12 @@ class _Walk:
             shape = [tuple(part.shape) for part in result if isinstance(part, torch.Tensor)]
         else:
             return None
-        name = node.target._schema.name.split("::")[1].rstrip("_")
+        name = target._schema.name.split("::")[1].rstrip("_")
         arguments = self._bound(node)
         if name in RULES:
             return RULES[name](self.operations, arguments, shape)
         tensors = [v for n in node.all_input_nodes if isinstance(v := self._values[n], Labelled)]
-        by_position = torch.Tag.pointwise in node.target.tags or name in POINTWISE
+        by_position = torch.Tag.pointwise in target.tags or name in POINTWISE
         if by_position and isinstance(shape, tuple):
             return pointwise(self.operations, name, tensors, shape)
         return unknown(self.operations, tensors, shape, name)
@@ -127,7 +128,8 @@ class _Walk:
     def _bound(self, node: torch.fx.Node) -> dict[str, Any]:
         """Arguments by the names of the operation's schema, nodes replaced by their labels."""
         bound = {}
-        for place, argument in enumerate(node.target._schema.arguments):
+        target: Any = node.target
+        for place, argument in enumerate(target._schema.arguments):
             given = node.kwargs.get(argument.name, argument.default_value)
             if place < len(node.args):
                 given = node.args[place]
@@ -206,7 +208,8 @@ class _Grouping:
         """Products of how many indices remain, as terms; those along the classes kept apart."""
         outputs = self._walk.weights.get((classifier, 0))
         bias = self._walk.weights.get((classifier.replace(".weight", ".bias"), 0))
-        terms, per_class = [], []
+        terms: list[Term] = []
+        per_class: list[Term] = []
         for constant, rows in products:
             inner = tuple(row for row in rows if not (_same(row, outputs) or _same(row, bias)))
             into = terms if len(inner) == len(rows) else per_class

@@ -43,7 +43,7 @@ class Partition:
         """State that these labels cannot be cut; the first reason given for a unit is the one told."""
         if labels is not None:
             flat = np.asarray(labels).ravel().copy()
-            self.unite(flat, np.int64(FROZEN))
+            self.unite(flat, np.array(FROZEN))
             self._freezes.append((flat, reason))
 
     def solve(self) -> Labels:

@@ -224,7 +224,6 @@ def test_the_same_seed_gives_the_same_network_and_the_same_mask(coordinator, tas
         assert not torch.equal(values(one), values(other))
 
 
-@pytest.mark.xfail(strict=True, reason="SubNetwork.network shares its tensors, and tuning changes them")
 def test_an_assignment_is_left_as_it_was_sent(coordinator, task):
     """So a device that failed after tuning starts over from the server's weights, not from its own."""
     description = describe(coordinator.offer(), task, BUDGETS["smsp"], "smsp", new_request_id())

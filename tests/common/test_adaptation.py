@@ -122,14 +122,12 @@ def test_without_iterations_the_fitted_network_is_the_result(ours, half, task, a
     assert all((none.pruned.scores[name][~half[name]] == -np.inf).all() for name in half)
 
 
-@pytest.mark.xfail(strict=True, reason="without iterations nothing is observed: all scores are zero")
 def test_without_iterations_units_are_ranked_all_the_same(ours, half, task):
     """Else the mask a device contributes is by index order."""
     none = adapt(ours, half, task, settings=FineTuneSettings(iterations=0))
     assert all((none.pruned.scores[name][half[name]] > 0).any() for name in half)
 
 
-@pytest.mark.xfail(strict=True, reason="without iterations nothing is pruned")
 def test_without_iterations_the_target_is_reached_all_the_same(ours, half, task):
     target = tuple(max(1, count // 2) for count in half.counts)
     none = adapt(

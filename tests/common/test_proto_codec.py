@@ -336,9 +336,9 @@ def test_a_payload_cut_short_or_with_one_bit_flipped_is_refused(assignment, offe
 def test_a_network_of_another_model_is_refused(assignment, structure):
     message, payload = codec.encode_assignment(assignment)
     parsed = pb.Assignment.FromString(message)
-    forged = payload.replace(b'\\"model\\": \\"test_resnet\\"', b'\\"model\\": \\"evil_resnet\\"')
+    forged = payload.replace(b'\\"model\\": \\"test_resnet\\"', b'\\"model\\": \\"seresnet18\\" ')
     parsed.subnetwork.CopyFrom(announced(forged))
-    with pytest.raises(MismatchError, match="evil_resnet"):
+    with pytest.raises(MismatchError, match="seresnet18"):
         codec.decode_assignment(parsed.SerializeToString(), forged, structure)
 
 

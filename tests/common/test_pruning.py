@@ -109,7 +109,6 @@ def test_a_backbone_of_which_nothing_can_be_cut_is_refused(ours):
         prune(ours, [], start=Mask.full(structure_of(())))
 
 
-@pytest.mark.xfail(strict=True, reason="each round does at least one iteration, whatever is asked for")
 def test_no_more_iterations_are_done_than_asked_for(ours, tenth):
     done = []
     few = FineTuneSettings(iterations=2, batch_size=8)

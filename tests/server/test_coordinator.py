@@ -196,14 +196,18 @@ def test_the_network_that_a_device_builds_is_never_above_its_budget(lasting, bud
 @settings(max_examples=40, deadline=None)
 @given(budgets)
 @example(Budget(parameters=59_636, headroom=1.02))
-def test_mvp_holds_at_least_the_target_in_every_group_and_the_target_is_the_budget(lasting, budget):
+def test_mvp_prunes_from_what_headroom_allows_to_the_budget(lasting, budget):
     offer = lasting.offer()
     assignment = lasting.assign(ask(offer, next(numbers), budget, "mvp"))
     held = assignment.subnetwork.mask.counts
-    assert assignment.target == allot(offer.structure, budget, CLASSES)
+    within = allot(offer.structure, budget, CLASSES)
     assert held == allot(offer.structure, budget.while_adapting, CLASSES)
     assert all(want <= have for want, have in zip(assignment.target, held, strict=True))
-    assert assignment.rounds == VotingSettings().rounds
+    if held == within:
+        assert assignment.rounds == 0  # nothing to prune: it explores, as SMSP does
+    else:
+        assert assignment.target == within
+        assert assignment.rounds == VotingSettings().rounds
 
 
 def test_mvp_with_headroom_holds_more_than_it_is_to_end_with(coordinator, offer):
@@ -219,7 +223,8 @@ def test_smsp_is_sent_runners_up_and_asked_to_give_as_many_units_up(library, off
     exploring = Coordinator(library, weights, VotingSettings(explore=0.1))
     assignment = exploring.assign(task)
     held = assignment.subnetwork.mask.counts
-    explored = [have // 10 for have in held]
+    sizes = offer.structure.sizes
+    explored = [min(n - 1, size - n, round(0.1 * n)) for n, size in zip(held, sizes, strict=True)]
     assert held == allot(offer.structure, task.budget, CLASSES)
     assert assignment.target == tuple(np.subtract(held, explored))
     assert assignment.rounds == 0
