@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def show(
     caption: str | None = None,
 ) -> None:
     """A table on stdout: numbers to the right, words to the left, never cut off."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         numeric = bool(cells) and all(_is_numeric(cell) for cell in cells)
@@ -76,11 +77,14 @@ def show(
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
+    console.print(title, style="bold", highlight=False)
     console.print(table)
+    if caption is not None:
+        console.print(caption, style="dim", highlight=False)
 
 
 def _is_numeric(cell: object) -> bool:
-    return cell is None or (str(cell)[:1] or "0") in "-+0123456789."
+    return cell is None or re.fullmatch(r"[-+]?[\d,.]*(%|x| ± [\d.]+)?", str(cell)) is not None
 
 
 def show_json(data: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -318,7 +318,7 @@ def show_record(record: Mapping[str, Any]) -> None:
     points = list(devices[0]["accuracies"][way])
     show(
         f"{record['title']}: {way}, keeping {record['run']['keep_ratio']:.0%} of the units",
-        ["device", "neighbours", "nearest", "units", "parameters", "kB down", "kB up",
+        ["device", "neighbours", "nearest", "mask units", "parameters", "kB down", "kB up",
          *(f"at {k}" for k in points), "seconds"],
         [
             [
@@ -334,8 +334,9 @@ def show_record(record: Mapping[str, Any]) -> None:
             ]
             for device in devices
         ],
-        caption=f"at K: accuracy on images of its own after K iterations; seconds: fitting and tuning; "
-        f"the backbone has {record['units']:,} units, {record['backbone_parameters']:,} parameters",
+        caption="nearest: similarity of the nearest neighbour. mask units: of what it gives back.\n"
+        "at K: accuracy on images kept apart, after K iterations. seconds: fitting and tuning.\n"
+        f"The backbone has {record['units']:,} units and {record['backbone_parameters']:,} parameters.",
     )  # fmt: skip
     ways = list(devices[0]["accuracies"])
 
@@ -343,11 +344,11 @@ def show_record(record: Mapping[str, Any]) -> None:
         return float(np.mean([device["accuracies"][name][k] for device in devices]))
 
     show(
-        f"What the {len(devices)} devices would have got instead, at the same size (mean accuracy)",
+        f"Mean accuracy of the {len(devices)} devices, and what they would have got instead",
         ["way", *(f"at {k}" for k in points)],
         [[name, *(f"{mean(name, k):.1%}" for k in points)] for name in ways],
-        caption="random, L1: the same number of units, drawn by lot or by the size of their weights; "
-        "scratch: the L1 network from random weights",
+        caption="All at the same size, iterations and images. random, L1: units drawn by lot, or by the\n"
+        "size of their weights. scratch: the L1 mask's network from random weights.",
     )
 
 

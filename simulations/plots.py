@@ -30,7 +30,7 @@ def curves(record: Mapping[str, Any], path: Path) -> None:
     columns = min(4, len(panels) + 1)
     rows = -(-(len(panels) + 1) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False, sharex=True
+        rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False, sharex=True, sharey=True
     )
     places = axes.ravel()
     for place, (name, ways) in zip(places, panels, strict=False):
