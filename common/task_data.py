@@ -56,6 +56,17 @@ class Task:
             raise TaskDataError("no image judges the network; add some to val/, or leave val/ out")
 
 
+class _Normalise:
+    """Pixels of 0..255 as the backbone was trained on them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._mean = torch.tensor(backbone.mean).view(-1, 1, 1) * 255
+        self._std = torch.tensor(backbone.std).view(-1, 1, 1) * 255
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() - self._mean) / self._std
+
+
 class PixelImages:
     """Labelled images held in memory as pixels: uint8 (N, C, H, W)."""
 
@@ -68,14 +79,13 @@ class PixelImages:
             )
         self.pixels = pixels
         self.labels = labels.long()
-        self._mean = torch.tensor(backbone.mean).view(-1, 1, 1) * 255
-        self._std = torch.tensor(backbone.std).view(-1, 1, 1) * 255
+        self._normalise = _Normalise(backbone)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
-        return (self.pixels[indices].float() - self._mean) / self._std
+        return self._normalise(self.pixels[indices])
 
     def subset(self, indices: Tensor) -> PixelImages:
         """Some of these images, in the given order."""
@@ -92,32 +102,18 @@ class FileImages:
         self.paths = list(paths)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self._to_pixels = pixel_transform(backbone)
-        self._mode = {1: "L", 3: "RGB"}.get(backbone.input_size[0])
-        if self._mode is None:
-            raise TaskDataError(
-                f"the backbone takes {backbone.input_size[0]} channels; image files have 1 or 3"
-            )
         self._pixels: dict[int, Tensor] = {}
-        self._mean = torch.tensor(backbone.mean).view(-1, 1, 1) * 255
-        self._std = torch.tensor(backbone.std).view(-1, 1, 1) * 255
+        self._normalise = _Normalise(backbone)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def batch(self, indices: Tensor) -> Tensor:
-        pixels = torch.stack([self._read(index) for index in indices.tolist()])
-        return (pixels.float() - self._mean) / self._std
+        return self._normalise(torch.stack([self._read(index) for index in indices.tolist()]))
 
     def _read(self, index: int) -> Tensor:
         if index not in self._pixels:
-            path = self.paths[index]
-            try:
-                with Image.open(path) as image:
-                    self._pixels[index] = self._to_pixels(image.convert(self._mode))
-            except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
-                raise TaskDataError(
-                    f"{path} cannot be read as an image ({e}); repair or remove the file"
-                ) from e
+            self._pixels[index] = read_pixels(self.paths[index], self._to_pixels)
         return self._pixels[index]
 
 
@@ -133,14 +129,35 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
             yield order[start : start + size]
 
 
-def pixel_transform(backbone: Backbone) -> Callable[[Image.Image], Tensor]:
-    """Resizes and centre-crops an image to the backbone's input: uint8 (C, H, W)."""
-    return create_transform(
+ToPixels = Callable[[Image.Image], Tensor]
+"""What makes an image the backbone's input: uint8 (C, H, W)."""
+
+
+def pixel_transform(backbone: Backbone) -> ToPixels:
+    """Converts to grey or colour, resizes and crops to the centre. TaskDataError for other channels."""
+    mode = {1: "L", 3: "RGB"}.get(backbone.input_size[0])
+    if mode is None:
+        raise TaskDataError(
+            f"the backbone takes {backbone.input_size[0]} channels; image files have 1 or 3"
+        )
+    resize = create_transform(
         input_size=backbone.input_size,
         interpolation=backbone.interpolation,
         crop_pct=1.0,
         normalize=False,
     )
+    return lambda image: resize(image.convert(mode))
+
+
+def read_pixels(path: Path, to_pixels: ToPixels) -> Tensor:
+    """The pixels of an image file. TaskDataError naming it where it is no readable image."""
+    try:
+        with Image.open(path) as image:
+            return to_pixels(image)
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise TaskDataError(
+            f"{path} cannot be read as an image ({error}); repair or remove the file"
+        ) from error
 
 
 def load_folder(path: Path, backbone: Backbone) -> Task:
@@ -247,10 +264,9 @@ def load_torchvision(name: str, root: Path, backbone: Backbone, *, download: boo
 
 def _decoded(part: Sequence[tuple[Image.Image, int]], backbone: Backbone) -> PixelImages:
     to_pixels = pixel_transform(backbone)
-    mode = "L" if backbone.input_size[0] == 1 else "RGB"
     pixels, labels = [], []
     for index in range(len(part)):
         image, label = part[index]
-        pixels.append(to_pixels(image.convert(mode)))
+        pixels.append(to_pixels(image))
         labels.append(int(label))
     return PixelImages(torch.stack(pixels), torch.tensor(labels, dtype=torch.int64), backbone)

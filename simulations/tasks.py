@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
-from common.task_data import IMAGE_SUFFIXES, PixelImages, Task, pixel_transform
+from common.task_data import IMAGE_SUFFIXES, PixelImages, Task, pixel_transform, read_pixels
 
 Watch = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
@@ -103,22 +102,12 @@ def read_pool(path: Path, backbone: Backbone, watch: Watch | None = None) -> Cla
             )
     names = tuple(sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir()))
     to_pixels = pixel_transform(backbone)
-    mode = "L" if backbone.input_size[0] == 1 else "RGB"
 
     def read(folder: Path) -> Tensor:
         files = sorted(f for f in folder.glob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise TaskDataError(f"{folder} holds no image; add some, or remove the class")
-        pixels = []
-        for file in files:
-            try:
-                with Image.open(file) as image:
-                    pixels.append(to_pixels(image.convert(mode)))
-            except (OSError, ValueError) as error:
-                raise TaskDataError(
-                    f"{file} cannot be read as an image ({error}); repair or remove it"
-                ) from error
-        return torch.stack(pixels)
+        return torch.stack([read_pixels(file, to_pixels) for file in files])
 
     train, evaluation = [], []
     for done, name in enumerate(names):

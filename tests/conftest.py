@@ -1,5 +1,15 @@
 """One small real backbone, which timm calls a test model, and what a library of it offers."""
 
+import os
+
+# One thread: networks here are tiny, and tests run beside processes of their own. Before torch is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+
 import numpy as np
 import pytest
 import timm

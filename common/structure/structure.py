@@ -16,6 +16,7 @@ from common.errors import InputError, MismatchError
 FORMAT = 1
 
 Kind = Literal["internal", "residual"]
+KINDS: tuple[Kind, ...] = ("internal", "residual")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,32 @@ class Structure:
     parameter_cost: Cost
     flop_cost: Cost
     frozen: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = []
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            problems.append("two groups have one name")
+        for group in self.groups:
+            if group.units < 1 or group.kind not in KINDS:
+                problems.append(f"{group.name} has {group.units} units and is {group.kind!r}")
+            for member in group.members:
+                numbers = member.unit_of
+                if (
+                    numbers.ndim != 1
+                    or numbers.size == 0
+                    or not (numbers.min() >= -1 and numbers.max() < group.units)
+                ):
+                    problems.append(f"{group.name} numbers units of {member.tensor} that it has not")
+        terms = [
+            term
+            for cost in (self.parameter_cost, self.flop_cost)
+            for term in (*cost.terms, *cost.per_class)
+        ]
+        if any(not 0 <= g < len(names) for term in terms for _, parts in term.axes for g, _ in parts):
+            problems.append("a cost names a group that there is not")
+        if problems:
+            raise InputError(f"this is no structure: {'; '.join(problems[:5])}; fetch it again")
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

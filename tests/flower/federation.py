@@ -64,8 +64,8 @@ def federation(directory: Path, node_configs: Sequence[str]) -> Iterator[Federat
     port = _free_port()
     with contextlib.ExitStack() as running:
         link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-        running.enter_context(_process(directory / "superlink", link))
-        _wait_for(f"http://127.0.0.1:{port}/health")
+        superlink = running.enter_context(_process(directory / "superlink", link))
+        _wait_for(f"http://127.0.0.1:{port}/health", superlink, directory / "superlink" / "log.txt")
         for number, node_config in enumerate(node_configs):
             node = [
                 "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}",
@@ -76,7 +76,7 @@ def federation(directory: Path, node_configs: Sequence[str]) -> Iterator[Federat
 
 
 @contextlib.contextmanager
-def _process(home: Path, command: list[str]) -> Iterator[None]:
+def _process(home: Path, command: list[str]) -> Iterator[subprocess.Popen]:
     """A process, with its children, in a directory of its own; `log.txt` there is what it says."""
     home.mkdir()
     with (home / "log.txt").open("w") as log:
@@ -89,7 +89,7 @@ def _process(home: Path, command: list[str]) -> Iterator[None]:
             start_new_session=True,
         )
         try:
-            yield
+            yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -106,13 +106,14 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _wait_for(url: str, timeout_seconds: float = 30) -> None:
+def _wait_for(url: str, process: subprocess.Popen, log: Path, timeout_seconds: float = 60) -> None:
     deadline = time.monotonic() + timeout_seconds
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            urllib.request.urlopen(url, timeout=1).close()
+            direct.open(url, timeout=1).close()
             return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
+        except OSError as error:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"{url} does not answer: {log.read_text()}") from error
             time.sleep(0.1)

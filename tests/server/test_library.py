@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_tasks import random_mask, random_signature
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 from sqlalchemy.pool import Pool
 
 from common.errors import InputError, LibraryError, MismatchError
@@ -539,6 +539,7 @@ def test_a_lock_that_another_process_keeps_is_told(library, path, offer, at_chec
 
 def refusal_as_nobody(use: Callable[[Path], object], path: Path, answer: Connection) -> None:
     """Sends what the library tells a user who may do only what a file's mode says."""
+    create_engine("sqlite://").connect().close()  # loaded now: nobody may not read the modules
     if os.geteuid() == 0:
         os.setuid(NOBODY)
     try:
