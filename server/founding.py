@@ -10,11 +10,13 @@ import torch
 
 from common.adaptation import adapt_network
 from common.backbone import Backbone, Weights, weights_digest
+from common.errors import UnsupportedModel
 from common.exchange import Budget, Offer
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features, recalibrate_batch_norm
 from common.importance import magnitude
 from common.mask import Mask
+from common.proof import prove
 from common.pruning import PruningSettings
 from common.signature import Probe
 from common.structure import Kind
@@ -37,8 +39,18 @@ def found_library(
     probe_keep_ratio: float = PROBE_KEEP_RATIO,
     seed: int = 0,
 ) -> Library:
-    """A new, empty library: the backbone's structure and a probe fitted on the operator's images."""
-    structure = backbone.structure(kinds)
+    """A new, empty library: the backbone's structure and a probe fitted on the operator's images.
+
+    What of the structure is not proved to be cut right is frozen. Raises UnsupportedModel where
+    nothing is left.
+    """
+    found = backbone.structure(kinds)
+    structure = prove(backbone, found).proved(found)
+    if not structure.groups:
+        reasons = "; ".join(structure.frozen.values()) or "it has no coupled units"
+        raise UnsupportedModel(
+            f"nothing of {backbone.model} can be cut: {reasons[:300]}; choose another model"
+        )
     mask = Mask.keep_top(
         structure,
         magnitude(weights, structure),

@@ -187,10 +187,11 @@ def recorded(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, record: Cell | Mapping[str, Any]) -> None:
-    """Add one record to a run, in one write."""
+    """Add one record to a run, in one write, on a line of its own."""
     data = asdict(record) if isinstance(record, Cell) else dict(record)
+    unfinished = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("a") as file:
-        file.write(json.dumps(data) + "\n")
+        file.write("\n" * unfinished + json.dumps(data) + "\n")
 
 
 def pending(

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
-from common.backbone import weights_digest
+from common.backbone import Backbone, weights_digest
 from common.errors import BudgetError, InputError
 from common.exchange import Budget
 from common.fine_tune import FineTuneSettings
@@ -16,6 +18,7 @@ from common.fitting import all_features
 from common.importance import magnitude
 from common.mask import Mask
 from common.pruning import PruningSettings
+from common.task_data import PixelImages
 from server.budget import allot
 from server.coordinator import Coordinator
 from server.founding import found_library, seed_library
@@ -218,3 +221,26 @@ def test_seeds_vote_as_soon_as_the_library_is_served(library, weights, tasks):
 def test_founding_and_seeding_leave_the_backbones_weights_as_they_are(library, weights, tasks):
     seed(library, weights, tasks[:1])
     assert weights_digest(weights) == library.weights_digest
+
+
+def test_what_cannot_be_proved_is_never_cut(tmp_path):
+    """Swin's heads are found, but timm's attention cannot be rebuilt with fewer: they are frozen."""
+    backbone = Backbone.from_timm(
+        "swin_tiny_patch4_window7_224",
+        num_classes=5,
+        image_size=56,
+        arguments={"depths": [1, 1, 1, 1], "embed_dim": 24, "window_size": 7},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = timm.create_model(backbone.model, num_classes=5, **backbone.arguments).state_dict()
+    pixels = torch.randint(0, 256, (8, 3, 56, 56), dtype=torch.uint8)
+    images = PixelImages(pixels, torch.arange(8) % 2, backbone)
+    found = backbone.structure()
+    heads = [group.name for group in found.groups if "attn" in group.name]
+    with found_library(tmp_path / "library.db", backbone, weights, images) as library:
+        structure = library.offer.structure
+    assert heads
+    assert structure.groups
+    assert not set(heads) & set(structure.starts)
+    assert all(structure.frozen[name].startswith("fails") for name in heads)
