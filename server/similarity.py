@@ -1,12 +1,12 @@
 """Similarity: how near two tasks are, in [0, 1], from what the server may know about them.
 
-`ClassStatistics` compares class means and is what a deployed server uses. LEEP needs a prediction
-for every example, which no server has: it serves simulations, and devices that rank for themselves.
+`ClassStatistics` compares class means and is what a deployed server uses. `LeepSimilarity`, the
+papers' own, needs a prediction for every example, which no server has: it serves simulations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -65,6 +65,38 @@ class ClassStatistics:
     def _unit_rows(self, signature: TaskSignature) -> np.ndarray:
         rows = signature.means.astype(np.float32) - self._center
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+Examples = tuple[np.ndarray, np.ndarray]
+"""A task's features in the probe (N, D), and its labels int64 (N,): what no server gets to see."""
+
+
+class LeepSimilarity:
+    """LEEP of each library task's model on the new task's own examples, as exp(LEEP) in (0, 1].
+
+    exp(LEEP) is the geometric mean of the probabilities that the expected predictor gives to the
+    right classes. A library task's model is the one that its signature gives (see
+    `predictions_by_means`). `examples_of` finds the examples of the task with a signature: in a
+    simulation, where they are at hand.
+    """
+
+    def __init__(self, center: np.ndarray, examples_of: Callable[[TaskSignature], Examples]) -> None:
+        self._center = np.asarray(center, dtype=np.float64)
+        self._examples_of = examples_of
+        self._means: dict[str, np.ndarray] = {}
+
+    def add(self, entry: str, signature: TaskSignature) -> None:
+        """Take a task's class means in as a model."""
+        self._means[entry] = signature.means.astype(np.float64)
+
+    def to(self, task: TaskSignature) -> tuple[Sequence[str], np.ndarray]:
+        """All entries, in the order they were added, and exp(LEEP) of each on the task."""
+        features, labels = self._examples_of(task)
+        values = [
+            leep(predictions_by_means(features, means, self._center), labels)
+            for means in self._means.values()
+        ]
+        return list(self._means), np.exp(np.array(values, dtype=np.float64))
 
 
 def leep(source: np.ndarray, labels: np.ndarray) -> float:

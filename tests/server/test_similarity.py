@@ -10,7 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from common.errors import InputError
 from common.signature import TaskSignature
-from server.similarity import ClassStatistics, leep, predictions_by_means
+from common.signature import signature_of as signature_of_examples
+from server.similarity import ClassStatistics, LeepSimilarity, leep, predictions_by_means
+from server.task_index import TaskIndex
 
 NAN = float("nan")
 
@@ -259,3 +261,26 @@ def test_predictions_by_means_are_distributions_that_leep_takes(features, means,
     predicted = predictions_by_means(features, means, center)
     np.testing.assert_allclose(predicted.sum(1), 1)
     assert leep(predicted, np.array([0, 1, 0, 1, 2])) <= 0
+
+
+def test_leep_finds_the_task_whose_classes_are_the_same():
+    """Three library tasks: the new task's own classes, half of them, and none."""
+    generator = np.random.default_rng(0)
+    prototypes = 3 * generator.normal(size=(8, 16))
+
+    def examples(classes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(40) % len(classes)
+        return prototypes[classes][labels] + generator.normal(size=(40, 16)), labels
+
+    known = {"same": [0, 1, 2, 3], "half": [0, 1, 4, 5], "none": [4, 5, 6, 7]}
+    own = examples(known["same"])
+    task = signature_of_examples(*own, 4, "0" * 64)
+    similarity = LeepSimilarity(np.zeros(16), lambda task: own)
+    index = TaskIndex(similarity)
+    for name, classes in known.items():
+        index.add(name, signature_of_examples(*examples(classes), 4, "0" * 64))
+    entries, values = similarity.to(task)
+    assert list(entries) == ["same", "half", "none"]
+    assert list(np.argsort(-values)) == [0, 1, 2]
+    assert ((values > 0) & (values <= 1)).all()
+    assert [neighbour.entry for neighbour in index.nearest(task, 2)] == ["same", "half"]
