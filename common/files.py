@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from common.errors import InputError
@@ -12,17 +12,16 @@ from common.errors import InputError
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all. InputError where it cannot be written."""
     path = Path(path)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); free some space, or write elsewhere"
