@@ -61,7 +61,7 @@ def place(tmp_path_factory) -> Path:
 
 def call(place: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        words, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        words, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -21,11 +21,11 @@ def test_two_devices_adapt_in_a_deployment_and_one_without_data_says_so(
     report_path = tmp_path / "report.json"
     run_config = (
         f'library="{library_path}" checkpoint="{checkpoint}" report="{report_path}" '
-        f"devices={len(nodes)} at-once=3 idle-seconds=30.0 max-seconds=120.0 "
+        f"devices={len(nodes)} at-once=3 idle-seconds=120.0 max-seconds=300.0 "
         'iterations=2 evaluate-at="" keep-ratio=0.3 threads=1'
     )
     with federation(tmp_path / "federation", nodes) as running:
-        status, log = running.run(ROOT, run_config, timeout_seconds=150)
+        status, log = running.run(ROOT, run_config, timeout_seconds=330)
     assert status == "finished:completed", log
 
     report = json.loads(report_path.read_text())

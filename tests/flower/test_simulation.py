@@ -25,7 +25,7 @@ def test_a_simulation_ends_as_the_run_in_this_process_does(
         explore=0,  # runners-up are drawn by the request, so anew in each run
         devices=NODES,
         at_once=1,
-        max_seconds=50,
+        max_seconds=300,
         poll_seconds=0.1,
         report=report_path,
     )

@@ -152,7 +152,7 @@ def test_a_fleet_on_photographs_runs_from_the_command_line(pool, tmp_path):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr
