@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,8 +199,3 @@ def pending(
     """The cells that are not recorded yet."""
     done = {(r["seed"], r["task"], r["way"]) for r in recorded(path) if "way" in r}
     return [cell for cell in cells if (cell[0], cell[1].name, cell[2]) not in done]
-
-
-def now() -> float:
-    """Seconds since the epoch, for records."""
-    return round(time.time(), 1)
