@@ -213,7 +213,10 @@ def test_ctrl_c_while_seeding_loses_nothing_and_the_same_command_goes_on(done):
         ["maskvote-server", *words.split(), "100000"],
         cwd=done, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(10)
+    deadline = time.monotonic() + 120
+    while not (done / "library.db-wal").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)  # until it has opened the library
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
