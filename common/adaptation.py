@@ -13,7 +13,7 @@ from torch import nn
 
 from common.backbone import Backbone
 from common.fine_tune import FineTuneSettings, fine_tune
-from common.fitting import accuracy, fit, start_from_means
+from common.fitting import GaussianClasses, accuracy, fit, start_from_means
 from common.importance import Taylor, rank
 from common.mask import Mask
 from common.pruning import Pruned, PruningSettings, prune_iteratively
@@ -75,11 +75,11 @@ def adapt_network(
     """
     clock = _Clock()
 
-    def refit(network: nn.Module, generator: torch.Generator) -> None:
-        fit(network, backbone, task.train, len(task.classes), generator, settings.fit_images)
+    def fitted_to_task(network: nn.Module, generator: torch.Generator) -> GaussianClasses:
+        return fit(network, backbone, task.train, len(task.classes), generator, settings.fit_images)
 
     with clock.of("fit"):
-        found = fit(network, backbone, task.train, len(task.classes), generator, settings.fit_images)
+        found = fitted_to_task(network, generator)
     with clock.of("evaluate"):
         accuracies = {0: accuracy(network, task.evaluation)}
 
@@ -89,7 +89,7 @@ def adapt_network(
         if done in evaluate_at and done < settings.iterations:
             with clock.of("evaluate"):
                 fitted = copy.deepcopy(current)
-                refit(fitted, torch.Generator().manual_seed(done))
+                fitted_to_task(fitted, torch.Generator().manual_seed(done))
                 accuracies[done] = accuracy(fitted, task.evaluation)
 
     with clock.of("tune"):
@@ -122,7 +122,7 @@ def adapt_network(
             )
             pruned = Pruned(network, mask, taylor.scores())
     with clock.of("fit"):
-        refit(pruned.network, generator)
+        fitted_to_task(pruned.network, generator)
     with clock.of("evaluate"):
         after = accuracy(pruned.network, task.evaluation)
     accuracies[settings.iterations] = after

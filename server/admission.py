@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from common.errors import InputError
-from common.exchange import Contribution
-from server.library import StoredAssignment
+from common.exchange import Contribution, Receipt
+from server.library import Library, StoredAssignment
+
+
+def record_admitted(library: Library, contribution: Contribution) -> Receipt:
+    """Store a contribution that may be stored; errors as of `admit` and `Library.record`."""
+    assigned = library.assignment_of(contribution.request_id)
+    if assigned is not None:
+        admit(contribution, assigned)
+    return library.record(contribution)
 
 
 def admit(contribution: Contribution, assigned: StoredAssignment) -> None:

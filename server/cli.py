@@ -25,7 +25,7 @@ from common.proto_codec import (
 from common.pruning import PruningSettings
 from common.structure import Kind, Structure
 from common.task_data import load_folder
-from server.admission import admit
+from server.admission import record_admitted
 from server.coordinator import Coordinator, VotingSettings
 from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
 from server.library import Entry, Library
@@ -327,9 +327,5 @@ def record(library: Path, contribution: Path) -> None:
     """
     with Library.open(library) as opened:
         message, _ = unseal(contribution)
-        given = decode_contribution(message, opened.offer.structure)
-        assigned = opened.assignment_of(given.request_id)
-        if assigned is not None:
-            admit(given, assigned)
-        receipt = opened.record(given)
+        receipt = record_admitted(opened, decode_contribution(message, opened.offer.structure))
         click.echo(f"entry {receipt.entry}; the library holds {receipt.entries}")

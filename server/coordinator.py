@@ -23,7 +23,7 @@ from common.exchange import (
 from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
-from server.admission import admit
+from server.admission import record_admitted
 from server.budget import Counts, allot
 from server.library import Entry, Library, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
@@ -157,11 +157,8 @@ class Coordinator:
 
     def record(self, contribution: Contribution) -> Receipt:
         """Store a contribution, then let its task vote: the next device finds it."""
-        assigned = self._library.assignment_of(contribution.request_id)
-        if assigned is not None:
-            admit(contribution, assigned)
         with self._recording:
-            receipt = self._library.record(contribution)
+            receipt = record_admitted(self._library, contribution)
             if receipt.entry not in self._masks:
                 self._take_in(self._library.entry(receipt.entry))
         return receipt
