@@ -15,7 +15,7 @@ from common.files import write_whole
 def save_network(path: Path, network: nn.Module, backbone: Backbone, classes: Sequence[str]) -> None:
     """Write a network as safetensors, with its backbone's description and class names in the header.
 
-    `common.subnetwork.rebuild` makes the network of its tensors again. InputError where it cannot
+    `common.rebuild.rebuild` makes the network of its tensors again. InputError where it cannot
     be written; the file is there whole or not at all.
     """
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}

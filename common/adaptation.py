@@ -17,7 +17,8 @@ from common.fitting import GaussianClasses, accuracy, fit, start_from_means
 from common.importance import Taylor, rank
 from common.mask import Mask
 from common.pruning import Pruned, PruningSettings, prune_iteratively
-from common.subnetwork import cut, rebuild
+from common.rebuild import rebuild
+from common.subnetwork import cut
 from common.task_data import Task
 
 Progress = Callable[[int, int], None]

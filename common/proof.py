@@ -19,8 +19,9 @@ from torch.func import functional_call
 
 from common.backbone import Backbone, Weights
 from common.mask import Mask
+from common.rebuild import rebuild
 from common.structure import Group, Structure
-from common.subnetwork import cut, masked, rebuild
+from common.subnetwork import cut, masked
 
 TOLERANCE = 2e-4
 """How far the cut network's output may lie from the masked one's, relative to its largest value."""

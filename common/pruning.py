@@ -13,7 +13,8 @@ from common.errors import InputError
 from common.fine_tune import FineTuneSettings, fine_tune
 from common.importance import Taylor
 from common.mask import Mask, Scores
-from common.subnetwork import cut, rebuild
+from common.rebuild import rebuild
+from common.subnetwork import cut
 from common.task_data import LabelledImages
 
 

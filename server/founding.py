@@ -18,9 +18,10 @@ from common.importance import magnitude
 from common.mask import Mask
 from common.proof import prove
 from common.pruning import PruningSettings
+from common.rebuild import rebuild
 from common.signature import Probe
 from common.structure import Kind
-from common.subnetwork import SubNetwork, rebuild
+from common.subnetwork import SubNetwork
 from common.task_data import LabelledImages, Task
 from server.budget import allot
 from server.library import Entry, Library, seed_entry

@@ -17,8 +17,9 @@ from common.fitting import fit, start_from_means
 from common.importance import magnitude, rank
 from common.mask import Mask, Scores
 from common.pruning import PruningSettings
+from common.rebuild import rebuild
 from common.structure import Structure
-from common.subnetwork import cut, rebuild
+from common.subnetwork import cut
 from common.task_data import Task
 
 

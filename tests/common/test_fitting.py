@@ -15,7 +15,8 @@ from common.fitting import (
     start_from_means,
 )
 from common.mask import Mask
-from common.subnetwork import SubNetwork, rebuild
+from common.rebuild import rebuild
+from common.subnetwork import SubNetwork
 
 
 @pytest.fixture(scope="module")

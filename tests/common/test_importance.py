@@ -7,7 +7,8 @@ from toys import Mlp, Residual, example, found_in, images_of, random_mask
 
 from common.importance import Taylor, magnitude
 from common.mask import Mask
-from common.subnetwork import cut, masked, rebuild
+from common.rebuild import rebuild
+from common.subnetwork import cut, masked
 
 # -- magnitude -------------------------------------------------------------------------------------
 

@@ -10,8 +10,9 @@ from toys import example, outputs, random_mask
 
 from common.backbone import Backbone
 from common.proof import TOLERANCE, Outcome, Proof, Verdict, prove
+from common.rebuild import rebuild
 from common.structure import Group, Structure
-from common.subnetwork import cut, masked, rebuild
+from common.subnetwork import cut, masked
 
 SWIN = {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
 

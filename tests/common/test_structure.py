@@ -28,8 +28,9 @@ from toys import (
 from common.backbone import Backbone
 from common.errors import InputError, MismatchError, UnsupportedModel
 from common.mask import Mask
+from common.rebuild import rebuild
 from common.structure import Group, Structure, discover
-from common.subnetwork import cut, masked, rebuild
+from common.subnetwork import cut, masked
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED_MODELS = (

@@ -12,7 +12,8 @@ from toys import Example, example, outputs, random_mask
 from common.backbone import features
 from common.errors import InputError, MaskError, WeightsError
 from common.mask import Mask
-from common.subnetwork import SubNetwork, cut, masked, rebuild
+from common.rebuild import rebuild
+from common.subnetwork import SubNetwork, cut, masked
 
 
 @pytest.fixture(scope="module")
