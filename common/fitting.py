@@ -166,7 +166,11 @@ def _best_scale(
 
 
 def _assign(network: nn.Module, backbone: Backbone, linear: tuple[Tensor, Tensor], scale: float) -> None:
+    """Set the first classifier; the others, averaged with it, say nothing."""
     classifier: Any = network.get_submodule(backbone.classifier)
     with torch.no_grad():
+        for name in backbone.other_classifiers:
+            for parameter in network.get_submodule(name).parameters():
+                parameter.zero_()
         for parameter, value in zip((classifier.weight, classifier.bias), linear, strict=True):
-            parameter.copy_((value * scale).to(parameter))
+            parameter.copy_((value * scale).reshape(parameter.shape).to(parameter))

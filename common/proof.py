@@ -6,6 +6,7 @@ group cut, the network has to give what the masked backbone gives, and to be tra
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,10 @@ from common.rebuild import rebuild
 from common.structure import Group, Structure
 from common.subnetwork import cut, masked
 
-TOLERANCE = 2e-4
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-8}
 """How far the cut network's output may lie from the masked one's, relative to its largest value."""
-LEAST_EFFECT = 10 * TOLERANCE
-"""What cutting has to change, in the same measure: below, that two networks agree shows nothing."""
+LEAST_EFFECT = 10.0
+"""How many tolerances cutting has to change: below, that two networks agree shows nothing."""
 ALONE_KEEP = 0.5
 TOGETHER_KEEP = (0.5, 0.1)
 
@@ -114,10 +115,12 @@ class _Trial:
             self._network = timm.create_model(
                 backbone.model, num_classes=backbone.num_classes, **backbone.arguments
             ).eval()
-            _randomise(self._network)
-            self._image = torch.randn(1, *backbone.input_size)
+            images = torch.randn(2, *backbone.input_size)
+            _randomise(self._network, images)
+        self._image = images[:1]
         self._weights = dict(self._network.state_dict())
-        self._whole = self._output(self._weights)
+        self._precise: _Reference | None = None
+        self._reference = _Reference(self._network, self._weights, self._image)
 
     def alone(self, group: Group) -> Verdict:
         """The verdict on a group of which half is cut, and nothing else."""
@@ -131,9 +134,9 @@ class _Trial:
         verdict = Verdict("", "runs")
         for keep in TOGETHER_KEEP:
             if exact:
-                verdict = self._compare(self._mask(exact, keep), True)
+                verdict = self._compare(self._mask(exact, keep), True, trains=True)
             if verdict.outcome in PROVED and len(exact) < len(groups):
-                verdict = self._compare(self._mask(groups, keep), False)
+                verdict = self._compare(self._mask(groups, keep), False, trains=True)
             if verdict.outcome not in PROVED:
                 return replace(verdict, reason=f"with other groups cut as well, {verdict.reason}")
         return verdict
@@ -154,12 +157,29 @@ class _Trial:
             rows[group.name] = self._generator.permutation(group.units) < count
         return Mask.of(self._structure, rows)
 
-    def _compare(self, mask: Mask, exact: bool, group: str = "") -> Verdict:
-        """Cut network against masked one, and one backward pass through the cut one."""
+    def _compare(self, mask: Mask, exact: bool, group: str = "", trains: bool = False) -> Verdict:
+        """Cut network against masked one; where it `trains`, one backward pass through the cut one.
+
+        What single precision leaves open is asked again in double.
+        """
+        verdict = self._compare_in(self._reference, mask, exact, group, trains)
+        if verdict.outcome in ("differs", "no effect"):
+            if self._precise is None:
+                self._precise = self._reference.double()
+            precise = self._compare_in(self._precise, mask, exact, group, False)
+            verdict = verdict if precise.outcome == "fails" else precise
+        return verdict
+
+    def _compare_in(
+        self, reference: _Reference, mask: Mask, exact: bool, group: str, trains: bool
+    ) -> Verdict:
+        tolerance = TOLERANCE[reference.dtype]
         try:
-            network = rebuild(self._backbone, cut(self._weights, mask))
-            output = network(self._image)
-            output.square().mean().backward()
+            network = rebuild(self._backbone, cut(reference.weights, mask)).to(reference.dtype)
+            with torch.set_grad_enabled(trains):
+                output = network(reference.image)
+                if trains:
+                    output.square().mean().backward()
         except Exception as error:  # of any kind: timm's forward code is not ours
             lines = str(error).strip().splitlines() or [""]
             raised = f"{type(error).__name__}: {lines[0][:200]}"
@@ -167,37 +187,64 @@ class _Trial:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         if not all(torch.isfinite(tensor).all() for tensor in (output, *gradients)):
             return Verdict(group, "fails", reason="the cut network gives NaN or infinity")
-        reference = self._output(masked(self._weights, mask))
-        difference, effect = _difference(output.detach(), reference), _difference(reference, self._whole)
-        if not effect >= LEAST_EFFECT:
+        expected = reference.output(masked(reference.weights, mask))
+        difference = _difference(output.detach(), expected)
+        effect = _difference(expected, reference.whole)
+        if not effect >= LEAST_EFFECT * tolerance:
             return Verdict(group, "no effect", difference, f"cutting changes only {effect:.0e}")
         if not exact:
             return Verdict(group, "runs", difference)
-        if difference <= TOLERANCE:
+        if difference <= tolerance:
             return Verdict(group, "equal", difference)
         return Verdict(group, "differs", difference, f"outputs lie {difference:.0e} apart")
 
-    def _output(self, weights: Weights) -> Tensor:
+
+class _Reference:
+    """The uncut network in one precision, and what it gives for the image."""
+
+    def __init__(self, network: nn.Module, weights: Weights, image: Tensor) -> None:
+        self._network = network
+        self.weights = weights
+        self.image = image
+        self.dtype = image.dtype
+        self.whole = self.output(weights)
+
+    def output(self, weights: Weights) -> Tensor:
+        """What the uncut network gives with other weights."""
         with torch.no_grad():
-            return functional_call(self._network, dict(weights), (self._image,))
+            return functional_call(self._network, dict(weights), (self.image,), tie_weights=False)
+
+    def double(self) -> _Reference:
+        """The same in double precision."""
+        network = copy.deepcopy(self._network).double()
+        return _Reference(network, dict(network.state_dict()), self.image.double())
 
 
 def _difference(output: Tensor, reference: Tensor) -> float:
     return float((output - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
 
 
-def _randomise(network: nn.Module) -> None:
+def _randomise(network: nn.Module, images: Tensor) -> None:
     """Let every part matter: no norm is the identity, no branch starts at zero, attention attends.
 
     With timm's own start attention is all but uniform, and it does not show what heads are made of.
+    Batch norms take their statistics from the images, so that no activation vanishes or explodes.
     """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(torch.rand_like(parameter) + 0.5).add_(0.2 * torch.randn_like(parameter))
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
                 nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for statistic in (module.running_mean, module.running_var):
-                    if statistic is not None:
-                        statistic.add_(torch.rand_like(statistic) - 0.5)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train().momentum = 1.0
+        network(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.add_(
+                    0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+                )
+                norm.running_var.mul_(torch.rand_like(norm.running_var) + 0.5)

@@ -11,7 +11,7 @@ import math
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -19,28 +19,41 @@ import torch
 from torch import nn
 
 from common.errors import UnsupportedModel
+from common.structure import operators, products
 from common.structure.labels import FROZEN, Block, Labelled, Labels
-from common.structure.operators import POINTWISE, RULES, Operations, pointwise, unknown
+from common.structure.operators import INPUT, POINTWISE, Operations, pointwise, unknown
 from common.structure.structure import Cost, Group, Member, Structure, Term, merged
 
 TRACE_BATCH = 2
 """Images in the traced batch: more than one, so that the batch is not taken for a fixed dimension."""
 
+RULES = operators.RULES | products.RULES
 TensorDim = tuple[str, int]
 
 
 def discover(
-    network: nn.Module, input_size: Sequence[int], classifier: str, model: Mapping[str, Any]
+    network: nn.Module, input_size: Sequence[int], classifiers: Sequence[str], model: Mapping[str, Any]
 ) -> Structure:
     """The structure of a network on the meta device, for inputs of (C, H, W).
 
-    `classifier` names its last linear module, whose width is not part of the structure; `model` is
+    `classifiers` names its last modules, whose width is not part of the structure; `model` is
     written into the structure as what it was found in. Raises UnsupportedModel where torch.export
     cannot follow the network.
     """
     walk = _Walk(_export(network, input_size))
     walk.make_rectangular()
-    return _Grouping(walk).structure(f"{classifier}.weight", model)
+    return _Grouping(walk, _other_names(network)).structure(classifiers, model)
+
+
+def _other_names(network: nn.Module) -> dict[str, list[str]]:
+    """For tensors that a network has under several names: the first one's other names."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in (
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    ):
+        names[id(tensor)].append(name)
+    return {name: [n for n in same if n != name] for same in names.values() for name in same if same[1:]}
 
 
 def _export(network: nn.Module, input_size: Sequence[int]) -> torch.export.ExportedProgram:
@@ -93,7 +106,8 @@ class _Walk:
         shape = tuple(node.meta["val"].shape)
         name = self._names.get(node.name)
         if name is None:
-            return Labelled(shape, (), from_input=node.name not in self._constants)
+            is_input = node.name not in self._constants
+            return Labelled(shape, (), frozenset({INPUT}) if is_input else frozenset())
         self.shapes[name] = shape
         blocks = []
         for dim, size in enumerate(shape):
@@ -140,46 +154,56 @@ class _Walk:
         """Let no unit be cut from a split dimension in a way that leaves it ragged.
 
         A tensor's dimension split in two, (heads, width) say, can lose whole rows or whole columns.
-        Where the labels say otherwise, the trailing dimension is kept whole.
+        Where the labels say otherwise, it is left with the one of both that asks for fewer unions.
         """
         while True:
             root = self.operations.partition.solve()
-            ragged = [b for b in self._split_blocks if not _is_rectangular(root[b.labels])]
+            ragged = [b.labels for b in self._split_blocks if _unions(root[b.labels])]
             if not ragged:
                 return
-            for block in ragged:
-                rows = block.labels.reshape(block.labels.shape[0], -1)
+            for labels in ragged:
+                axis = _unions(root[labels])[0]
+                rows = _rows(labels, axis)
                 self.operations.partition.unite(rows, rows[:, :1])
 
 
-def _is_rectangular(labels: Labels) -> bool:
+def _unions(labels: Labels) -> list[int]:
+    """The axes to cut along, best first, by how many unions that takes; empty if it takes none."""
+    if (labels == labels.flat[0]).all():
+        return []
+    unions = {}
     for axis in range(labels.ndim):
-        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-        if (rows == rows[:, :1]).all():
-            return True
-    return bool((labels == FROZEN).all())
+        rows = np.sort(_rows(labels, axis), axis=1)
+        unions[axis] = int((rows[:, 1:] != rows[:, :-1]).sum())
+    best = sorted(unions, key=lambda axis: (unions[axis], axis))
+    return best if unions[best[0]] else []
+
+
+def _rows(labels: Labels, axis: int) -> Labels:
+    """The labels as (size of the axis, all others)."""
+    return np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
 
 
 class _Grouping:
     """Units from connected labels, groups from units that are cut from the same places."""
 
-    def __init__(self, walk: _Walk) -> None:
+    def __init__(self, walk: _Walk, other_names: Mapping[str, Sequence[str]]) -> None:
         self._walk = walk
+        self._other_names = other_names
         self._root = walk.operations.partition.solve()
-        self._readers = {
-            key
-            for key, labels in walk.weights.items()
-            for read in walk.operations.readers
-            if read.size == labels.size and np.array_equal(read, labels)
-        }
+        self._keys = list(walk.weights)
+        read = {labels.tobytes() for labels in walk.operations.readers}
+        self._reads = np.array([walk.weights[key].tobytes() in read for key in self._keys], dtype=bool)
         self._residual = self._roots_of(walk.operations.residual)
         self._statistics = self._roots_of(walk.operations.statistics)
-        self._group_of_root: dict[int, int] = {}
+        self._group_of = np.full(self._root.shape, -1)
+        self._unit_of = np.full(self._root.shape, -1, dtype=np.int32)
+        self._indivisible: set[int] = set()
 
     def _roots_of(self, labels: Sequence[Labels]) -> set[int]:
         return set(self._root[np.concatenate(labels)].tolist()) if labels else set()
 
-    def structure(self, classifier: str, model: Mapping[str, Any]) -> Structure:
+    def structure(self, classifiers: Sequence[str], model: Mapping[str, Any]) -> Structure:
         groups = self._groups()
         weights, shapes = self._walk.weights, self._walk.shapes
         work = [(constant // TRACE_BATCH, rows) for constant, rows in self._walk.operations.work]
@@ -189,89 +213,106 @@ class _Grouping:
                 labels = [weights.get((name, dim)) for dim in range(len(shape))]
                 solid = math.prod(n for n, row in zip(shape, labels, strict=True) if row is None)
                 sizes.append((solid, tuple(row for row in labels if row is not None)))
-        classes = shapes[classifier][0]
+        classes = shapes[f"{classifiers[0]}.weight"][0]
         return Structure(
             model,
             groups,
             classes,
-            self._cost(sizes, classifier, groups),
-            self._cost(work, classifier, groups),
+            self._cost(sizes, classifiers, groups),
+            self._cost(work, classifiers, groups),
             self._frozen(),
         )
 
     def _cost(
         self,
         products: Sequence[tuple[int, tuple[Labels, ...]]],
-        classifier: str,
+        classifiers: Sequence[str],
         groups: Sequence[Group],
     ) -> Cost:
         """Products of how many indices remain, as terms; those along the classes kept apart."""
-        outputs = self._walk.weights.get((classifier, 0))
-        bias = self._walk.weights.get((classifier.replace(".weight", ".bias"), 0))
+        outputs = [
+            self._walk.weights.get((f"{name}.{leaf}", 0))
+            for name in classifiers
+            for leaf in ("weight", "bias")
+        ]
         terms: list[Term] = []
         per_class: list[Term] = []
         for constant, rows in products:
-            inner = tuple(row for row in rows if not (_same(row, outputs) or _same(row, bias)))
+            inner = tuple(row for row in rows if not any(_same(row, output) for output in outputs))
             into = terms if len(inner) == len(rows) else per_class
             into.append(self._term(constant, inner, groups))
         return Cost(merged(terms), merged(per_class))
 
     def _groups(self) -> tuple[Group, ...]:
-        units: dict[int, dict[TensorDim, np.ndarray]] = defaultdict(dict)
-        for key, labels in self._walk.weights.items():
-            roots = self._root[labels]
-            order = np.argsort(roots, kind="stable")
-            values, starts = np.unique(roots[order], return_index=True)
-            for value, indices in zip(values, np.split(order, starts[1:]), strict=True):
-                if value != FROZEN:
-                    units[int(value)][key] = indices
-        together: dict[tuple, list[int]] = defaultdict(list)
-        for root, places in units.items():
-            if self._readers.isdisjoint(places):
-                continue  # nothing reads it: there is nothing to win by cutting
-            together[tuple((key, len(at)) for key, at in places.items())].append(root)
-        groups, names = [], set()
+        together: dict[bytes, list[int]] = {}
+        keys_of: dict[bytes, np.ndarray] = {}
+        for root, keys, counts in self._units():
+            if self._reads[keys].any():  # else nothing reads it: there is nothing to win by cutting
+                signature = np.stack([keys, counts]).tobytes()
+                together.setdefault(signature, []).append(root)
+                keys_of[signature] = keys
+        groups: list[Group] = []
+        names: set[str] = set()
         for signature, roots in together.items():
-            keys = [key for key, _ in signature]
-            roots.sort(key=lambda root: int(units[root][keys[0]][0]))
-            name = f"{keys[0][0]}:{keys[0][1]}"
-            if name in names:
-                name = f"{name}@{int(units[roots[0]][keys[0]][0])}"
-            names.add(name)
-            members = []
-            for tensor, dim in keys:
-                unit_of = np.full(self._walk.shapes[tensor][dim], -1, dtype=np.int32)
-                for unit, root in enumerate(roots):
-                    unit_of[units[root][tensor, dim]] = unit
-                members.append(Member(tensor, dim, unit_of, (tensor, dim) in self._readers))
-            groups.append(
-                Group(
-                    name,
-                    len(roots),
-                    "residual" if self._residual.intersection(roots) else "internal",
-                    self._statistics.isdisjoint(roots),
-                    tuple(members),
-                )
-            )
-            self._group_of_root.update(dict.fromkeys(roots, len(groups) - 1))
+            if len(roots) == 1:
+                self._indivisible.update(roots)
+            else:
+                groups.append(self._group(len(groups), roots, keys_of[signature], names))
         return tuple(groups)
+
+    def _units(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For every unit its root, and the places it is cut from with how many indices of each.
+
+        In the order in which they first come in the network.
+        """
+        roots = [self._root[self._walk.weights[key]] for key in self._keys]
+        place = np.repeat(np.arange(len(roots)), [len(row) for row in roots])
+        pairs, counts = np.unique(np.concatenate(roots) * len(roots) + place, return_counts=True)
+        owner, keys = np.divmod(pairs, len(roots))
+        unit, starts = np.unique(owner, return_index=True)
+        ends = np.append(starts[1:], len(owner))
+        for at in np.lexsort((unit, keys[starts])):
+            if unit[at] != FROZEN:
+                own = slice(starts[at], ends[at])
+                yield int(unit[at]), keys[own], counts[own]
+
+    def _group(self, number: int, roots: list[int], keys: np.ndarray, names: set[str]) -> Group:
+        first_key = self._keys[keys[0]]
+        values, first = np.unique(self._root[self._walk.weights[first_key]], return_index=True)
+        starts = dict(zip(values.tolist(), first.tolist(), strict=True))
+        roots = sorted(roots, key=starts.__getitem__)
+        self._group_of[roots] = number
+        self._unit_of[roots] = np.arange(len(roots))
+        name = f"{first_key[0]}:{first_key[1]}"
+        if name in names:
+            name = f"{name}@{starts[roots[0]]}"
+        names.add(name)
+        members = []
+        for key in keys:
+            tensor, dim = self._keys[key]
+            root = self._root[self._walk.weights[tensor, dim]]
+            unit_of = np.where(self._group_of[root] == number, self._unit_of[root], np.int32(-1))
+            for own_name in (tensor, *self._other_names.get(tensor, ())):
+                members.append(Member(own_name, dim, unit_of, bool(self._reads[key])))
+        return Group(
+            name,
+            len(roots),
+            "residual" if self._residual.intersection(roots) else "internal",
+            self._statistics.isdisjoint(roots),
+            tuple(members),
+        )
 
     def _term(self, constant: int, labels: Sequence[Labels], groups: Sequence[Group]) -> Term:
         axes = []
         for row in labels:
-            counts: dict[int, int] = defaultdict(int)
-            solid = 0
-            for root in self._root[row.ravel()].tolist():
-                group = self._group_of_root.get(root)
-                if group is None:
-                    solid += 1
-                else:
-                    counts[group] += 1
-            if not counts:
+            group_of = self._group_of[self._root[row.ravel()]]
+            solid = int((group_of < 0).sum())
+            numbers, counts = np.unique(group_of[group_of >= 0], return_counts=True)
+            if not numbers.size:
                 constant *= solid
                 continue
             parts = []
-            for group, count in sorted(counts.items()):
+            for group, count in zip(numbers.tolist(), counts.tolist(), strict=True):
                 per_unit, rest = divmod(count, groups[group].units)
                 if rest:
                     raise UnsupportedModel(
@@ -285,12 +326,17 @@ class _Grouping:
     def _frozen(self) -> dict[str, str]:
         """Weights whose outputs cannot be cut, each with the reason nearest to it."""
         reasons = self._walk.operations.partition.reasons()
+        written = {label for labels in self._walk.operations.writers for label in labels.tolist()}
         frozen = {}
         for (tensor, dim), labels in self._walk.weights.items():
-            is_output = dim == 0 and len(self._walk.shapes[tensor]) > 1
-            if is_output and (self._root[labels] == FROZEN).all():
+            if not written.issuperset(labels.tolist()):
+                continue
+            roots = set(self._root[labels].tolist())
+            if roots == {FROZEN}:
                 own = [reasons[label] for label in labels.tolist() if label in reasons]
                 frozen[f"{tensor}:{dim}"] = own[0] if own else "it is coupled with frozen units"
+            elif roots <= self._indivisible:
+                frozen[f"{tensor}:{dim}"] = "it is all one unit"
         return frozen
 
 

@@ -95,12 +95,18 @@ class Block:
 class Labelled:
     """A tensor as discovery sees it: its shape, and blocks over disjoint sets of its dimensions.
 
-    A dimension in no block cannot be cut. `from_input` tells activations from parameters.
+    A dimension in no block cannot be cut. `sources` are the products (or the input) that the tensor
+    was last computed from; it is empty for what depends on parameters alone.
     """
 
     shape: tuple[int, ...]
     blocks: tuple[Block, ...] = ()
-    from_input: bool = False
+    sources: frozenset[int] = frozenset()
+
+    @property
+    def from_input(self) -> bool:
+        """Whether it is an activation: it depends on the network's input."""
+        return bool(self.sources)
 
     @property
     def labelled_dims(self) -> set[int]:
@@ -225,7 +231,8 @@ class Coupling:
                 moved = Block(tuple(dim + offset for dim in block.dims), block.labels)
                 blocks.append(moved)
                 cut_dims |= {d for d, n in zip(moved.dims, moved.labels.shape, strict=True) if n > 1}
-        result = Labelled(shape, self.merge(blocks, shape), any(o.from_input for o in operands))
+        sources = frozenset[int]().union(*(operand.sources for operand in operands))
+        result = Labelled(shape, self.merge(blocks, shape), sources)
         for operand in operands:
             offset = len(shape) - len(operand.shape)
             solid = [

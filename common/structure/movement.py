@@ -31,7 +31,7 @@ def reshape(coupling: Coupling, tensor: Labelled, shape: Sequence[int]) -> Label
             coupling.partition.freeze(moved.labels, "two independent dimensions are flattened into one")
         else:
             blocks.append(moved)
-    return Labelled(shape, tuple(blocks), tensor.from_input)
+    return Labelled(shape, tuple(blocks), tensor.sources)
 
 
 def _matching_spans(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -76,7 +76,7 @@ def permute(tensor: Labelled, order: Sequence[int]) -> Labelled:
         moved = [place[dim] for dim in block.dims]
         ascending = np.argsort(moved)
         blocks.append(Block(tuple(moved[k] for k in ascending), block.labels.transpose(tuple(ascending))))
-    return Labelled(tuple(tensor.shape[dim] for dim in order), tuple(blocks), tensor.from_input)
+    return Labelled(tuple(tensor.shape[dim] for dim in order), tuple(blocks), tensor.sources)
 
 
 def take(tensor: Labelled, dim: int, indices: np.ndarray) -> Labelled:
@@ -87,7 +87,7 @@ def take(tensor: Labelled, dim: int, indices: np.ndarray) -> Labelled:
         for b in tensor.blocks
     ]
     shape = (*tensor.shape[:dim], len(indices), *tensor.shape[dim + 1 :])
-    return Labelled(shape, tuple(blocks), tensor.from_input)
+    return Labelled(shape, tuple(blocks), tensor.sources)
 
 
 def select(coupling: Coupling, tensor: Labelled, dim: int, index: int) -> Labelled:
@@ -112,7 +112,7 @@ def drop(coupling: Coupling, tensor: Labelled, dims: Sequence[int]) -> Labelled:
     return Labelled(
         tuple(size for dim, size in enumerate(tensor.shape) if dim not in gone),
         tuple(blocks),
-        tensor.from_input,
+        tensor.sources,
     )
 
 
@@ -120,7 +120,7 @@ def insert(tensor: Labelled, dim: int, size: int = 1) -> Labelled:
     """The tensor repeated along a new dimension."""
     blocks = [Block(tuple(d + (d >= dim) for d in b.dims), b.labels) for b in tensor.blocks]
     shape = (*tensor.shape[:dim], size, *tensor.shape[dim:])
-    return Labelled(shape, tuple(blocks), tensor.from_input)
+    return Labelled(shape, tuple(blocks), tensor.sources)
 
 
 def expand(tensor: Labelled, shape: Sequence[int]) -> Labelled:
@@ -132,7 +132,7 @@ def expand(tensor: Labelled, shape: Sequence[int]) -> Labelled:
         if stays:
             pick = tuple(slice(None) if dim in stays else 0 for dim in block.dims)
             blocks.append(Block(tuple(dim + offset for dim in stays), block.labels[pick]))
-    return Labelled(tuple(shape), tuple(blocks), tensor.from_input)
+    return Labelled(tuple(shape), tuple(blocks), tensor.sources)
 
 
 def tile(tensor: Labelled, shape: Sequence[int]) -> Labelled:
@@ -145,7 +145,22 @@ def tile(tensor: Labelled, shape: Sequence[int]) -> Labelled:
         )
         for b in tensor.blocks
     ]
-    return Labelled(tuple(shape), tuple(blocks), tensor.from_input)
+    return Labelled(tuple(shape), tuple(blocks), tensor.sources)
+
+
+def split(coupling: Coupling, tensor: Labelled, dim: int, sizes: Sequence[int]) -> list[Labelled]:
+    """Parts of so many indices along `dim`. Equal parts stay equal: their indices are united.
+
+    A network says how many parts it wants, not how large they are.
+    """
+    dim %= len(tensor.shape)
+    block = tensor.block_at(dim)
+    if block is not None and len(set(sizes)) == 1:
+        parts = np.moveaxis(block.labels, block.dims.index(dim), 0)
+        parts = parts.reshape(len(sizes), -1)
+        coupling.partition.unite(parts, parts[:1])
+    ends = np.cumsum(sizes)
+    return [take(tensor, dim, np.arange(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
 def concatenate(coupling: Coupling, tensors: Sequence[Labelled], dim: int) -> Labelled:
@@ -163,14 +178,14 @@ def concatenate(coupling: Coupling, tensors: Sequence[Labelled], dim: int) -> La
         rows.append(block.labels if block else np.full(tensor.shape[dim], FROZEN))
         others.append(tensor.with_blocks(b for b in tensor.blocks if dim not in b.dims))
     result = coupling.elementwise(
-        [Labelled(_with(t.shape, dim, 1), t.blocks, t.from_input) for t in others],
+        [Labelled(_with(t.shape, dim, 1), t.blocks, t.sources) for t in others],
         _with(shape, dim, 1),
     )
     blocks = list(result.blocks)
     along = np.concatenate(rows)
     if (along != FROZEN).any():
         blocks.append(Block((dim,), along))
-    return Labelled(tuple(shape), tuple(blocks), result.from_input)
+    return Labelled(tuple(shape), tuple(blocks), result.sources)
 
 
 def stack(coupling: Coupling, tensors: Sequence[Labelled], dim: int) -> Labelled:

@@ -18,8 +18,9 @@ from common.structure.labels import Block, Coupling, Labelled, Labels
 Arguments = dict[str, Any]
 Rule = Callable[["Operations", Arguments, Any], Any]
 
-RULES: dict[str, Rule] = {}
-"""Operation name without overload and trailing underscore -> rule(operations, arguments, shape)."""
+
+INPUT = 0
+"""The network's input among the sources of activations."""
 
 
 class Operations(Coupling):
@@ -29,7 +30,33 @@ class Operations(Coupling):
         super().__init__()
         self.work: list[tuple[int, tuple[Labels, ...]]] = []
         self.readers: list[Labels] = []
+        self.writers: list[Labels] = []
         self.unknown: list[str] = []
+        self._made_of: dict[int, frozenset[int]] = {INPUT: frozenset()}
+
+    def product_of(self, *operands: Labelled | None) -> frozenset[int]:
+        """The source that a product of these is; none where it depends on parameters alone."""
+        sources = frozenset[int]().union(*(o.sources for o in operands if o is not None))
+        if not sources:
+            return sources
+        product = len(self._made_of)
+        self._made_of[product] = sources
+        return frozenset({product})
+
+    def are_apart(self, left: Labelled, right: Labelled) -> bool:
+        """Whether two activations come from products that no one tensor was multiplied in for both."""
+        if left.sources == right.sources:
+            return False
+        made_left, made_right = (
+            frozenset[int]().union(*(self._made_of[source] for source in tensor.sources))
+            for tensor in (left, right)
+        )
+        return made_left.isdisjoint(made_right)
+
+    def contract(self, labels: Labels | None, *, reads: bool) -> None:
+        """Note that a parameter's labels are summed over (it reads them) or come out of a sum."""
+        if labels is not None:
+            (self.readers if reads else self.writers).append(labels)
 
     def read(self, activation: Labelled, dim: int, parameter: Labelled, parameter_dim: int) -> None:
         """A parameter's dimension is summed with an activation's: it reads those units."""
@@ -64,19 +91,24 @@ class Operations(Coupling):
         return [solid, *(b.labels for b in blocks)]
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operations."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register
+RULES: dict[str, Rule] = {}
+"""Operation name without overload and trailing underscore -> rule(operations, arguments, shape)."""
 
 
-def _extent(tensor: Labelled, dim: int, labels: Labels | None) -> Labels | int:
-    return tensor.shape[dim] if labels is None else labels
+def rules_into(registry: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator `rule(*names)` that registers a function for operations of these names."""
+
+    def rule(*names: str) -> Callable[[Rule], Rule]:
+        def register(function: Rule) -> Rule:
+            registry.update(dict.fromkeys(names, function))
+            return function
+
+        return register
+
+    return rule
+
+
+rule = rules_into(RULES)
 
 
 def _source(a: Arguments) -> Labelled:
@@ -86,7 +118,10 @@ def _source(a: Arguments) -> Labelled:
 # -- data movement ---------------------------------------------------------------------------------
 
 
-@rule("reshape", "view", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as")
+@rule(
+    "reshape", "view", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as",
+    "reshape_as",
+)  # fmt: skip
 def _reshape(o: Operations, a: Arguments, shape: Any) -> Labelled:
     return movement.reshape(o, a["self"], shape)
 
@@ -150,26 +185,24 @@ def _narrow(o: Operations, a: Arguments, shape: Any) -> Labelled:
 
 @rule("split", "split_with_sizes", "chunk")
 def _split(o: Operations, a: Arguments, shapes: Any) -> list[Labelled]:
-    dim = a["dim"] % len(a["self"].shape)
-    ends = np.cumsum([shape[dim] for shape in shapes])
-    return [
-        movement.take(a["self"], dim, np.arange(end - shape[dim], end))
-        for shape, end in zip(shapes, ends, strict=True)
-    ]
+    source, sizes = a["self"], [shape[a["dim"]] for shape in shapes]
+    if "split_sizes" not in a and len(set(sizes)) > 1:
+        source = o.keep_whole(source, [a["dim"] % len(source.shape)], "its parts are not of one size")
+    return movement.split(o, source, a["dim"], sizes)
 
 
 @rule("index")
 def _index(o: Operations, a: Arguments, shape: Any) -> Labelled:
     looked_up = [dim for dim, index in enumerate(a["indices"]) if index is not None]
     if len(looked_up) != 1:
-        return _unknown(o, [a["self"]], shape, "index over several dimensions")
+        return unknown(o, [a["self"]], shape, "index over several dimensions")
     (dim,) = looked_up
     source = o.keep_whole(a["self"], [dim], "it is looked up by position")
     rank = len(a["indices"][dim].shape)
     result = movement.select(o, source, dim, 0)
     for extra in range(rank):
         result = movement.insert(result, dim + extra)
-    return Labelled(tuple(shape), result.blocks, result.from_input)
+    return Labelled(tuple(shape), result.blocks, result.sources)
 
 
 @rule("roll", "flip")
@@ -189,7 +222,34 @@ def _spatial(o: Operations, a: Arguments, shape: Any) -> Labelled:
     source = _source(a)
     resized = [d for d in range(len(shape)) if source.shape[d] != shape[d]]
     result = o.keep_whole(source, resized, "its size changes by padding or pooling")
-    return Labelled(tuple(shape), result.blocks, result.from_input)
+    return Labelled(tuple(shape), result.blocks, result.sources)
+
+
+@rule("unfold")
+def _unfold(o: Operations, a: Arguments, shape: Any) -> Labelled:
+    result = o.keep_whole(a["self"], [a["dimension"] % len(a["self"].shape)], "windows slide over it")
+    return Labelled(tuple(shape), result.blocks, result.sources)
+
+
+@rule("im2col")
+def _im2col(o: Operations, a: Arguments, shape: Any) -> Labelled:
+    """(N, C, H, W) to (N, C x window, positions)."""
+    source = o.keep_whole(a["self"], [2, 3], "windows slide over it")
+    labels = o.along(source, 1)
+    blocks = () if labels is None else (Block((1,), np.repeat(labels, shape[1] // source.shape[1])),)
+    return Labelled(tuple(shape), blocks, source.sources)
+
+
+@rule("col2im")
+def _col2im(o: Operations, a: Arguments, shape: Any) -> Labelled:
+    """(N, C x window, positions) to (N, C, H, W)."""
+    source = o.keep_whole(a["self"], [2], "windows slide over it")
+    labels = o.along(source, 1)
+    if labels is None:
+        return Labelled(tuple(shape), (), source.sources)
+    windows = labels.reshape(shape[1], -1)
+    o.partition.unite(windows, windows[:, :1])
+    return Labelled(tuple(shape), (Block((1,), windows[:, 0]),), source.sources)
 
 
 # -- reductions ------------------------------------------------------------------------------------
@@ -200,7 +260,7 @@ def _reduce(o: Operations, a: Arguments, shape: Any) -> Labelled:
     source: Labelled = _source(a)
     dims = a.get("dim")
     if dims is None:
-        return _unknown(o, [source], shape, "reduction of a whole tensor")
+        return unknown(o, [source], shape, "reduction of a whole tensor")
     dims = [d % len(source.shape) for d in (dims if isinstance(dims, list | tuple) else [dims])]
     for block in source.blocks:
         if set(block.dims) <= set(dims):
@@ -209,7 +269,7 @@ def _reduce(o: Operations, a: Arguments, shape: Any) -> Labelled:
     source = source.with_blocks(b for b in source.blocks if not set(b.dims) <= set(dims))
     source = o.keep_whole(source, dims, "it is reduced together with other dimensions")
     if len(shape) == len(source.shape):
-        return Labelled(tuple(shape), source.blocks, source.from_input)
+        return Labelled(tuple(shape), source.blocks, source.sources)
     return movement.drop(o, source, dims)
 
 
@@ -223,6 +283,9 @@ def _softmax(o: Operations, a: Arguments, shape: Any) -> Labelled:
 
 @rule("batch_norm")
 def _batch_norm(o: Operations, a: Arguments, shape: Any) -> Labelled:
+    if a["running_mean"] is None:
+        # Statistics of the tensor itself, as where a convolution's weight is standardised.
+        o.statistics.extend(b.labels.ravel() for b in a["input"].blocks if 1 not in b.dims)
     o.scale(a["input"], 1, a["weight"], a["bias"], a["running_mean"], a["running_var"])
     return a["input"]
 
@@ -260,163 +323,6 @@ def _group_norm(o: Operations, a: Arguments, shape: Any) -> Labelled:
     return a["input"]
 
 
-# -- sums of products ------------------------------------------------------------------------------
-
-
-@rule("linear")
-def _linear(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    source, weight, last = a["input"], a["weight"], len(shape) - 1
-    o.read(source, last, weight, 1)
-    inside, outside = o.along(weight, 1), o.along(weight, 0)
-    if inside is not None:
-        o.readers.append(inside)
-    result = Labelled(
-        tuple(shape),
-        (
-            *(b for b in source.blocks if last not in b.dims),
-            *([Block((last,), outside)] if outside is not None else []),
-        ),
-        True,
-    )
-    if a["bias"] is not None:
-        o.scale(result, last, a["bias"])
-    rows = o.extents(source, without=[*(_block_dims(source, last)), last])
-    lost = [source.shape[d] for d in _block_dims(source, last) if d != last]
-    o.count_work(2, *rows, *lost, _extent(weight, 1, inside), _extent(weight, 0, outside))
-    return result
-
-
-def _block_dims(tensor: Labelled, dim: int) -> tuple[int, ...]:
-    block = tensor.block_at(dim)
-    return block.dims if block else ()
-
-
-@rule("conv1d", "conv2d", "conv3d")
-def _conv(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    weight, groups = a["weight"], a["groups"]
-    source = o.keep_whole(a["input"], range(2, len(shape)), "a convolution slides over it")
-    o.freeze(
-        weight.with_blocks(b for b in weight.blocks if min(b.dims) >= 2),
-        "kernel positions are not units",
-    )
-    inside, outside = o.along(weight, 1), o.along(weight, 0)
-    channels = o.along(source, 1)
-    if groups == 1:
-        o.couple(channels, inside, "what it is multiplied with is not cuttable")
-        if inside is not None:
-            o.readers.append(inside)
-    else:
-        _couple_conv_groups(o, groups, channels, inside, outside, source.shape[1], shape[1])
-    result = Labelled(tuple(shape), (Block((1,), outside),) if outside is not None else (), True)
-    if a["bias"] is not None:
-        o.scale(result, 1, a["bias"])
-    positions = shape[0] * math.prod(shape[2:]) * math.prod(weight.shape[2:])
-    o.count_work(2 * positions, _extent(weight, 0, outside), _extent(weight, 1, inside))
-    return result
-
-
-def _couple_conv_groups(
-    o: Operations,
-    groups: int,
-    channels: Labels | None,
-    inside: Labels | None,
-    outside: Labels | None,
-    inputs: int,
-    outputs: int,
-) -> None:
-    """Depthwise: the input channel goes with its outputs. Grouped: every group alike."""
-    if channels is None or outside is None or outputs % groups:
-        for labels in (channels, inside, outside):
-            o.partition.freeze(labels, "a grouped convolution with an end that is not cuttable")
-    elif inputs == groups:
-        o.partition.unite(channels[:, None], outside.reshape(groups, outputs // groups))
-    else:
-        o.couple(
-            channels.reshape(groups, inputs // groups),
-            None if inside is None else inside[None, :],
-            "a grouped convolution with one input channel a group",
-        )
-        if inside is not None:
-            o.readers.append(inside)
-        o.partition.unite(outside.reshape(groups, -1), outside[None, : outputs // groups])
-
-
-@rule("conv_transpose2d")
-def _conv_transpose(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    weight = a["weight"]
-    source = o.keep_whole(a["input"], range(2, len(shape)), "a convolution slides over it")
-    if a["groups"] != 1:
-        return _unknown(o, [source, weight, a["bias"]], shape, "grouped conv_transpose2d")
-    inside, outside = o.along(weight, 0), o.along(weight, 1)
-    o.couple(o.along(source, 1), inside, "what it is multiplied with is not cuttable")
-    if inside is not None:
-        o.readers.append(inside)
-    result = Labelled(tuple(shape), (Block((1,), outside),) if outside is not None else (), True)
-    if a["bias"] is not None:
-        o.scale(result, 1, a["bias"])
-    positions = shape[0] * math.prod(source.shape[2:]) * math.prod(weight.shape[2:])
-    o.count_work(2 * positions, _extent(weight, 1, outside), _extent(weight, 0, inside))
-    return result
-
-
-@rule("matmul", "bmm", "mm")
-def _matmul(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    left, right = a["self"], a["other"] if "other" in a else a["mat2"]
-    rank_left, rank_right, rank = len(left.shape), len(right.shape), len(shape)
-    if min(rank_left, rank_right) < 2:
-        return _unknown(o, [left, right], shape, "product with a vector")
-    inner_left, inner_right = left.block_at(rank_left - 1), right.block_at(rank_right - 2)
-    contracted: Labels | int = left.shape[-1]
-    if _alone(inner_left) and _alone(inner_right):
-        assert inner_left is not None
-        assert inner_right is not None
-        o.partition.unite(inner_left.labels, inner_right.labels)
-        contracted = inner_left.labels
-        for tensor, inner in ((left, inner_left), (right, inner_right)):
-            if not tensor.from_input:
-                o.readers.append(inner.labels)
-        if left.from_input and right.from_input:
-            # Two activations' products: cutting pairs of them is sound only as a whole.
-            o.partition.unite(inner_left.labels, inner_left.labels[:1])
-        left = left.with_blocks(b for b in left.blocks if b is not inner_left)
-        right = right.with_blocks(b for b in right.blocks if b is not inner_right)
-    else:
-        left = o.keep_whole(left, [rank_left - 1], "it is summed with an uncuttable dimension")
-        right = o.keep_whole(right, [rank_right - 2], "it is summed with an uncuttable dimension")
-    blocks = [
-        *(Block(tuple(d + rank - rank_left for d in b.dims), b.labels) for b in left.blocks),
-        *(Block(tuple(d + rank - rank_right for d in b.dims), b.labels) for b in right.blocks),
-    ]
-    result = Labelled(tuple(shape), o.merge(blocks, tuple(shape)), True)
-    o.count_work(2, *o.extents(result), contracted)
-    return result
-
-
-def _alone(block: Block | None) -> bool:
-    return block is not None and len(block.dims) == 1
-
-
-@rule("scaled_dot_product_attention")
-def _attention(o: Operations, a: Arguments, shape: Any) -> Labelled:
-    why = "attention mixes positions and the width of a head"
-    rank = len(shape)
-    parts = [o.keep_whole(a[part], [rank - 2, rank - 1], why) for part in ("query", "key", "value")]
-    mask = a["attn_mask"]
-    if mask is not None:
-        parts.append(o.keep_whole(mask, [len(mask.shape) - 2, len(mask.shape) - 1], why))
-    blocks = [
-        Block(tuple(dim + rank - len(part.shape) for dim in block.dims), block.labels)
-        for part in parts
-        for block in part.blocks
-    ]
-    result = Labelled(tuple(shape), o.merge(blocks, tuple(shape)), True)
-    keys = a["key"].shape[-2]
-    widths = a["query"].shape[-1] + a["value"].shape[-1]
-    heads = o.extents(result, without=[rank - 1])
-    o.count_work(2 * keys * widths, *heads)
-    return result
-
-
 # -- everything else -------------------------------------------------------------------------------
 
 
@@ -430,21 +336,23 @@ POINTWISE = frozenset({"hardswish", "hardsigmoid", "mish", "silu", "prelu", "rre
 
 
 def pointwise(o: Operations, name: str, tensors: list[Labelled], shape: Any) -> Labelled:
-    """Any operation that works position by position; a sum of two activations is a residual one."""
+    """Any operation that works position by position.
+
+    Adding an activation to one from further on is a residual sum; adding parallel branches is none.
+    """
     result = o.elementwise(tensors, tuple(shape))
-    if name in ("add", "sub") and sum(tensor.from_input for tensor in tensors) > 1:
+    active = [tensor for tensor in tensors if tensor.from_input]
+    if name in ("add", "sub") and len(active) == 2 and o.are_apart(*active):
         o.residual.extend(block.labels.ravel() for block in result.blocks)
     return result
 
 
-def _unknown(o: Operations, tensors: Sequence[Labelled | None], shape: Any, name: str) -> Any:
+def unknown(o: Operations, tensors: Sequence[Labelled | None], shape: Any, name: str) -> Any:
     """Freeze what an operation without a rule touches."""
     o.unknown.append(name)
     for tensor in tensors:
         o.freeze(tensor, f"no rule for the operation '{name}'")
+    sources = o.product_of(*tensors)
     if shape and not isinstance(shape[0], int):
-        return [Labelled(tuple(part), (), True) for part in shape]
-    return Labelled(tuple(shape), (), True)
-
-
-unknown = _unknown
+        return [Labelled(tuple(part), (), sources) for part in shape]
+    return Labelled(tuple(shape), (), sources)

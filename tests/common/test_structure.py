@@ -180,7 +180,7 @@ def test_a_network_that_export_cannot_follow_is_refused_with_its_reason():
             return images if images.sum() > 0 else -images
 
     with pytest.raises(UnsupportedModel, match=r"cannot follow this network on inputs of \(3, 2, 2\)"):
-        discover(Undecided(), INPUT, "fc", {})
+        discover(Undecided(), INPUT, ["fc"], {})
 
 
 def test_choosing_kinds_and_freezing_groups_keeps_the_rest_whole():

@@ -107,7 +107,7 @@ def found_in(network: type[nn.Module]) -> Structure:
     """The structure of a toy whose classifier is `fc`."""
     with torch.device("meta"):
         toy = network()
-    return discover(toy, INPUT, "fc", {"toy": network.__name__})
+    return discover(toy, INPUT, ["fc"], {"toy": network.__name__})
 
 
 def structure_of(sizes: Sequence[int]) -> Structure:
