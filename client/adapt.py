@@ -42,6 +42,7 @@ def adapt_assignment(
 ) -> tuple[Adapted, Contribution]:
     """Adapt the sub-network to the task in a few iterations, and find the mask to give back.
 
+    The assignment's own tensors are tuned: for another attempt it is decoded again.
     Every unit that the device holds was ranked while it tuned; the contributed mask keeps the best,
     the assignment's target of every group. With rounds to do (MVP), the network itself is pruned
     down to them on the way.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import nn
 
 from common.backbone import Backbone
 from common.files import write_whole
+from common.tensor_file import write_tensors
 
 
 def save_network(path: Path, network: nn.Module, backbone: Backbone, classes: Sequence[str]) -> None:
@@ -18,6 +18,5 @@ def save_network(path: Path, network: nn.Module, backbone: Backbone, classes: Se
     `common.rebuild.rebuild` makes the network of its tensors again. InputError where it cannot
     be written; the file is there whole or not at all.
     """
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     header = {"backbone": backbone.to_json(), "classes": "\n".join(classes)}
-    write_whole(path, save(state, metadata=header))
+    write_whole(path, write_tensors(network.state_dict(), header))

@@ -22,6 +22,7 @@ from common.backbone import Backbone
 from common.envelope import seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError, TaskDataError
 from common.exchange import Offer
+from common.files import Data
 from common.proto_codec import (
     REQUEST_ID_BYTES,
     decode_assignment,
@@ -92,7 +93,7 @@ class _Device:
         digest = hashlib.sha256(f"{self.settings.seed} {place}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
-    def keep(self, request_id: str, offer: bytes, probe: bytes) -> None:
+    def keep(self, request_id: str, offer: bytes, probe: Data) -> None:
         """Keep for the next message what was asked for, and on what offer."""
         message = bytes.fromhex(request_id) + offer
         if self._kept_file is not None:

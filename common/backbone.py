@@ -13,16 +13,20 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import InputError, UnsupportedModel, WeightsError
+from common.files import read_whole
 from common.structure import Kind, Structure, discover
+from common.tensor_file import read_tensors
 
 LOADING_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 )
 """Arguments of timm.create_model that a description may not carry: it can come from a peer."""
+
+CLASSES_WHERE_NONE = 1000
+"""Classes of the classifier given to models that timm builds without one."""
 
 Weights = Mapping[str, Tensor]
 """A network's parameters and persistent buffers by name, as in its state dict."""
@@ -34,6 +38,8 @@ class Backbone:
 
     `input_size` is (C, H, W); `mean` and `std` (C,) normalise inputs in [0, 1]; `arguments` go to
     `timm.create_model` as they are; `classifier` names the module that maps features to classes.
+    Models made for distillation or auxiliary losses have `other_classifiers` too, whose logits they
+    average with those of the first.
     """
 
     model: str
@@ -45,6 +51,7 @@ class Backbone:
     classifier: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     timm_version: str = timm.__version__
+    other_classifiers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -73,8 +80,9 @@ class Backbone:
     ) -> Backbone:
         """The description of a timm model: its defaults, at another image size or class count.
 
+        A model that timm builds without a classifier gets one of 1000 classes, or as many as asked for.
         Raises UnsupportedModel for a name timm does not know (with near ones), for arguments that
-        the model refuses, and for models without a single linear classifier.
+        the model refuses, and for models whose classifier is not linear.
         """
         known = model.split(".")[0]
         if not timm.is_model(known):
@@ -95,22 +103,25 @@ class Backbone:
             if defaults.get("fixed_input_size"):
                 arguments["img_size"] = image_size
                 network = _create(model, num_classes, arguments)
-        classifier = defaults["classifier"]
-        if not isinstance(classifier, str) or not isinstance(
-            network.get_submodule(classifier), nn.Linear
-        ):
+        names = defaults["classifier"] or ()
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if num_classes is None and names and isinstance(network.get_submodule(names[0]), nn.Identity):
+            network = _create(model, CLASSES_WHERE_NONE, arguments)
+        classifiers = [network.get_submodule(name) for name in names]
+        if not classifiers or not all(_is_linear(module) for module in classifiers):
             raise UnsupportedModel(
-                f"{model} has no single linear classifier ({classifier!r}), which a device replaces "
-                "by its own; choose a model with one"
+                f"{model} has no linear classifier ({', '.join(names) or 'none named'}), which a device "
+                "replaces by its own; choose a model with one"
             )
         return cls(
             model=model,
-            num_classes=network.get_submodule(classifier).out_features,
+            num_classes=classifiers[0].weight.shape[0],
             input_size=(channels, height, width),
             mean=_per_channel(defaults["mean"], channels),
             std=_per_channel(defaults["std"], channels),
             interpolation=defaults["interpolation"],
-            classifier=classifier,
+            classifier=names[0],
+            other_classifiers=names[1:],
             arguments=arguments,
         )
 
@@ -120,7 +131,7 @@ class Backbone:
 
     def structure(self, kinds: tuple[Kind, ...] = ("internal",)) -> Structure:
         """Its groups of coupled units of the given kinds; the rest is kept whole."""
-        found = discover(self.skeleton(), self.input_size, self.classifier, self.identity)
+        found = discover(self.skeleton(), self.input_size, self.classifiers, self.identity)
         return found.only(kinds)
 
     @property
@@ -133,10 +144,15 @@ class Backbone:
             "input_size": list(self.input_size),
         }
 
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """The names of all modules that map features to classes."""
+        return (self.classifier, *self.other_classifiers)
+
     @cached_property
-    def classifier_tensors(self) -> tuple[str, str]:
-        """The names of the classifier's weight and bias."""
-        return f"{self.classifier}.weight", f"{self.classifier}.bias"
+    def classifier_tensors(self) -> tuple[str, ...]:
+        """The names of the classifiers' weights and biases, those of the first one first."""
+        return tuple(f"{name}.{leaf}" for name in self.classifiers for leaf in ("weight", "bias"))
 
     def to_json(self) -> str:
         """The description as JSON, the same text for the same backbone."""
@@ -147,8 +163,9 @@ class Backbone:
         """The description in a JSON text; InputError if it is none."""
         try:
             data = json.loads(text)
-            for key in ("input_size", "mean", "std"):
-                data[key] = tuple(data[key])
+            for key in ("input_size", "mean", "std", "other_classifiers"):
+                if key in data:
+                    data[key] = tuple(data[key])
             return cls(**data)
         except InputError:
             raise
@@ -168,6 +185,12 @@ def _create(model: str, num_classes: int | None, arguments: Mapping[str, Any]) -
         ) from error
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    )
+
+
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(float(value) for value in values)
@@ -177,16 +200,16 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 def read_weights(path: Path, backbone: Backbone) -> dict[str, Tensor]:
     """The tensors of a safetensors file, float32, checked against the backbone's shapes.
 
-    Raises WeightsError naming the file and every tensor that is missing, unknown, of another shape,
-    or not finite. Pickled checkpoints are refused: they run code.
+    They are in memory: what happens to the file later changes nothing. Raises WeightsError naming
+    the file and every tensor that is missing, unknown, of another shape, or not finite. Pickled
+    checkpoints are refused: they run code.
     """
     wanted = {name: tuple(t.shape) for name, t in backbone.skeleton().state_dict().items()}
+    if not Path(path).exists():
+        raise WeightsError(f"there is no file {path}; give a safetensors checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise WeightsError(f"there is no file {path}; give a safetensors checkpoint") from error
-    except (SafetensorError, OSError) as error:
+        weights, _ = read_tensors(read_whole(path))
+    except InputError as error:
         raise WeightsError(
             f"{path} is not a readable safetensors file ({error}); pickled checkpoints are refused, "
             "convert them with safetensors.torch.save_file"
@@ -238,6 +261,14 @@ def weights_digest(weights: Weights) -> str:
 
 
 def features(network: nn.Module, images: Tensor) -> Tensor:
-    """Pooled features (N, D) of images (N, C, H, W): what the classifier would be given."""
+    """Features (N, D) of images (N, C, H, W): what the network's (first) classifier is given."""
     timm_network: Any = network
-    return timm_network.forward_head(timm_network.forward_features(images), pre_logits=True)
+    names = timm_network.pretrained_cfg["classifier"]
+    classifier = network.get_submodule(names if isinstance(names, str) else names[0])
+    given: list[Tensor] = []
+    handle = classifier.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    try:
+        network(images)
+    finally:
+        handle.remove()
+    return given[-1].flatten(1)

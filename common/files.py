@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from common.errors import InputError
 
+Data = bytes | bytearray | memoryview
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. InputError where it cannot be written."""
+
+def write_whole(path: Path, *parts: Data) -> None:
+    """Write a file of these parts so that it is there whole or not at all.
+
+    InputError where it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -28,9 +39,30 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from error
 
 
-def read_whole(path: Path) -> bytes:
-    """The bytes of a file. InputError where it cannot be read."""
+def read_whole(path: Path) -> memoryview:
+    """The bytes of a file, as of `rest_of`. InputError where it cannot be read."""
+    with reading(path) as file:
+        return rest_of(file)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for reading. InputError where it cannot be read, then or later."""
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            yield file
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
+
+
+def rest_of(file: BinaryIO) -> memoryview:
+    """The bytes of a file from where it stands, read once into memory that may be written to.
+
+    Never mapped: what happens to the file later changes nothing. InputError if it changes meanwhile.
+    """
+    size = max(0, os.fstat(file.fileno()).st_size - file.tell())
+    data = np.empty(size, dtype=np.uint8).data
+    read = file.readinto(data) if size else 0  # type: ignore[attr-defined]
+    if read != size or file.read(1):
+        raise InputError(f"{file.name} is not the {size:,} bytes that it was; read it when it is written")
+    return data

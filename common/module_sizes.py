@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 HEAD_COUNTS = ("num_heads", "heads")
-OUTPUT_PROJECTIONS = ("proj", "o_proj", "out_proj", "output", "pwise")
+OUTPUT_PROJECTIONS = ("proj", "o_proj", "out_proj", "output", "upsampling")
 HEAD_WIDTHS = (
     "attn_dim", "attention_dim", "kv_dim", "key_attn_dim", "val_attn_dim", "out_dim", "dim_out", "dh",
     "o_proj_inpdim", "hidden_dim",
@@ -36,7 +36,7 @@ def match_sizes(module: nn.Module) -> None:
     """
     if any(isinstance(getattr(module, name, None), int) for name in HEAD_COUNTS):
         _match_heads(module)
-    rule = _BY_CLASS.get(type(module).__name__)
+    rule = _BY_CLASS.get(f"{type(module).__module__.removeprefix('timm.')}.{type(module).__qualname__}")
     if rule is not None:
         rule(module)
     _match_layer(module)
@@ -136,10 +136,10 @@ def _inferring_widths(method: types.FunctionType) -> Callable | None:
 
 
 class _WidthInference(ast.NodeTransformer):
-    """Three rewritings that give the same wherever the method worked before.
+    """Rewritings that give the same wherever the method worked before.
 
-    `C // self.num_heads` is the width of one head. A view's one size called C may be inferred, and
-    images that are viewed as (B, C, -1) are flattened.
+    `C // self.num_heads` is the width of one head. A view may infer its one size called C, or else its
+    number of heads. Images that are viewed as (B, C, -1) are flattened.
     """
 
     def __init__(self) -> None:
@@ -159,11 +159,15 @@ class _WidthInference(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "reshape"):
             widths = [k for k, size in enumerate(node.args) if _is_width(size)]
+            heads = [k for k, size in enumerate(node.args) if _is_own(size, HEAD_COUNTS)]
             inferred = [k for k, size in enumerate(node.args) if _is_inferred(size)]
             starred = any(isinstance(size, ast.Starred) for size in node.args)
             if len(widths) == 1 and not inferred and not starred:
                 self.found = True
                 node.args[widths[0]] = ast.copy_location(ast.Constant(-1), node.args[widths[0]])
+            elif not widths and len(heads) == 1 and not inferred and not starred:
+                self.found = True
+                node.args[heads[0]] = ast.copy_location(ast.Constant(-1), node.args[heads[0]])
             elif widths == [1] and inferred == [2] and len(node.args) == 3:
                 self.found = True
                 node.func.attr = "flatten"
@@ -227,6 +231,28 @@ def _bias_of_heads_first(module: Any) -> None:
     module.bias_shape = (module.num_heads, *module.bias_shape[1:])
 
 
+def _partial_convolution(module: Any) -> None:
+    partial = module.spatial_mixing
+    partial.dim_conv3 = partial.partial_conv3.weight.shape[1]
+    partial.dim_untouched = module.mlp[0].weight.shape[1] - partial.dim_conv3
+
+
+def _focal_modulation(module: Any) -> None:
+    context = module.focal_layers[0][0].weight.shape[0]
+    module.input_split = [module.h.weight.shape[0], context, module.input_split[2]]
+
+
+def _state_space_mixer(module: Any) -> None:
+    module.d_inner = module.hz_proj.conv.weight.shape[0] // 2
+    module.state_dim = module.BCdt_proj.conv.weight.shape[0] // 3
+
+
+def _blur_pool(module: Any) -> None:
+    """One filter for however many channels come, as no tensor of its own says how many."""
+    module.channels = None
+    module.filt = module.filt[:1]
+
+
 def _attention_without_projection(module: Any) -> None:
     """Its values are its output: the projections into queries and values tell what heads are left."""
     queries = module.q if hasattr(module, "q") else module.qkv
@@ -237,16 +263,20 @@ def _attention_without_projection(module: Any) -> None:
 
 
 _BY_CLASS: dict[str, Callable[[Any], None]] = {
-    "RelPosBias": _bias_of_heads_last,
-    "RelPosMlp": _bias_of_heads_last,
-    "RelPosBiasTf": _bias_of_heads_first,
-    "LinearSelfAttention": _separable_attention,
-    "Scale": _scale,
-    "Bottle2neck": _res2net_block,
-    "LinearBottleneck": _rexnet_block,
-    "CrossStage": _cross_stage,
-    "CrossStage3": _cross_stage,
-    "ConvRelPosEnc": _conv_position_encoding,
-    "BottleneckAttn": _attention_without_projection,
-    "HaloAttn": _attention_without_projection,
+    "layers.blur_pool.BlurPool2d": _blur_pool,
+    "layers.bottleneck_attn.BottleneckAttn": _attention_without_projection,
+    "layers.halo_attn.HaloAttn": _attention_without_projection,
+    "layers.pos_embed_rel.RelPosBias": _bias_of_heads_last,
+    "layers.pos_embed_rel.RelPosBiasTf": _bias_of_heads_first,
+    "layers.pos_embed_rel.RelPosMlp": _bias_of_heads_last,
+    "models.coat.ConvRelPosEnc": _conv_position_encoding,
+    "models.cspnet.CrossStage": _cross_stage,
+    "models.cspnet.CrossStage3": _cross_stage,
+    "models.efficientvim.HSMSSD": _state_space_mixer,
+    "models.fasternet.MLPBlock": _partial_convolution,
+    "models.focalnet.FocalModulation": _focal_modulation,
+    "models.metaformer.Scale": _scale,
+    "models.mobilevit.LinearSelfAttention": _separable_attention,
+    "models.res2net.Bottle2neck": _res2net_block,
+    "models.rexnet.LinearBottleneck": _rexnet_block,
 }

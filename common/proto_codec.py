@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, Message
 from common import exchange
 from common.backbone import Backbone
 from common.errors import InputError, MaskvoteError, MismatchError, SignatureError, WeightsError
+from common.files import Data
 from common.mask import Mask
 from common.signature import MAX_CLASSES, Probe, TaskSignature
 from common.structure import Structure
@@ -61,7 +62,7 @@ def _refusing(what: str) -> Iterator[None]:
         raise InputError(f"this is no {what}: {repr(error)[:200]}; have it sent again") from error
 
 
-def encode_offer(offer: exchange.Offer) -> tuple[bytes, bytes]:
+def encode_offer(offer: exchange.Offer) -> tuple[bytes, memoryview]:
     """The message, and the probe's file: it describes the backbone, so MismatchError if of another."""
     if offer.probe.subnetwork.backbone.to_json() != offer.backbone.to_json():
         raise MismatchError(f"the probe is not cut from the {offer.backbone.model} on offer; cut it anew")
@@ -79,7 +80,7 @@ def encode_offer(offer: exchange.Offer) -> tuple[bytes, bytes]:
 
 
 @_refusing("offer")
-def decode_offer(message: bytes, payload: bytes) -> exchange.Offer:
+def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
     """The offer, its structure and its probe checked against their digests."""
     parsed = _parsed(pb.Offer, message)
     structure = _structure(parsed.structure)
@@ -124,7 +125,7 @@ def decode_task_description(message: bytes) -> exchange.TaskDescription:
     )
 
 
-def encode_assignment(assignment: exchange.Assignment) -> tuple[bytes, bytes]:
+def encode_assignment(assignment: exchange.Assignment) -> tuple[bytes, memoryview]:
     """The message, and the sub-network's file."""
     payload = assignment.subnetwork.to_bytes()
     message = pb.Assignment(
@@ -141,7 +142,7 @@ def encode_assignment(assignment: exchange.Assignment) -> tuple[bytes, bytes]:
 
 
 @_refusing("assignment")
-def decode_assignment(message: bytes, payload: bytes, structure: Structure) -> exchange.Assignment:
+def decode_assignment(message: bytes, payload: Data, structure: Structure) -> exchange.Assignment:
     """The assignment, for a device that was offered this structure."""
     parsed = _parsed(pb.Assignment, message)
     _check_at_most(parsed.rounds, MAX_ROUNDS, "rounds")
@@ -211,12 +212,12 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _announce(payload: bytes) -> pb.Payload:
+def _announce(payload: Data) -> pb.Payload:
     _check_at_most(len(payload), MAX_PAYLOAD_BYTES, "bytes of network")
     return pb.Payload(size_bytes=len(payload), sha256=hashlib.sha256(payload).digest())
 
 
-def _check_announced(payload: bytes, announced: pb.Payload) -> None:
+def _check_announced(payload: Data, announced: pb.Payload) -> None:
     _check_at_most(announced.size_bytes, MAX_PAYLOAD_BYTES, "bytes of network")
     if len(payload) != announced.size_bytes or hashlib.sha256(payload).digest() != announced.sha256:
         raise WeightsError(

@@ -14,13 +14,19 @@ from torch import Tensor, nn
 
 from common.backbone import Backbone, Weights, features
 from common.errors import WeightsError
+from common.mask import Mask
+from common.module_sizes import match_sizes
+from common.selection import Selection
 
 
-def rebuild(backbone: Backbone, weights: Weights, num_classes: int | None = None) -> nn.Module:
+def rebuild(
+    backbone: Backbone, weights: Weights, num_classes: int | None = None, mask: Mask | None = None
+) -> nn.Module:
     """A timm network of the shapes of `weights`, which it holds without a copy; evaluation mode.
 
     Where `weights` have no classifier it starts at zero, with `num_classes` outputs. Raises
-    WeightsError if tensors are missing, unknown, or do not fit together.
+    WeightsError if tensors are missing, unknown, or do not fit together; with the `mask` that cut
+    them, every shape and dtype is held against what it leaves of the backbone, without a forward.
     """
     classifier = [name for name in backbone.classifier_tensors if name in weights]
     outputs = weights[classifier[0]].shape[0] if classifier else num_classes
@@ -35,15 +41,35 @@ def rebuild(backbone: Backbone, weights: Weights, num_classes: int | None = None
             f"unknown {unknown[:3]}, missing {missing[:3]}, of another rank {ranks[:3]}; "
             "fetch the sub-network again"
         )
+    width = None
+    if mask is not None:
+        selection = Selection(mask)
+        _check_cut(weights, wanted, selection)
+        name = backbone.classifier_tensors[0]
+        width = selection.shape(name, wanted[name].shape)[1]
     _resize(network, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     tensors = dict(weights)
     if not classifier:
-        tensors |= _blank_classifier(network, backbone, tensors)
+        tensors |= _blank_classifier(network, backbone, tensors, width)
     network.load_state_dict(tensors, strict=True, assign=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     _fill_computed_buffers(network)
     return network.eval()
+
+
+def _check_cut(weights: Weights, whole: Weights, selection: Selection) -> None:
+    problems = []
+    for name, tensor in weights.items():
+        own = tensor.dtype, tuple(tensor.shape)
+        left = whole[name].dtype, selection.shape(name, whole[name].shape)
+        if own != left:
+            problems.append(f"{name} is {own[0]} {own[1]}, the mask leaves {left[0]} {left[1]}")
+    if problems:
+        raise WeightsError(
+            f"these tensors are not what the mask leaves: {'; '.join(problems[:3])}; "
+            "fetch the sub-network again"
+        )
 
 
 def _resize(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -56,46 +82,19 @@ def _resize(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
             empty = torch.empty(shape, dtype=tensor.dtype, device="meta")
             setattr(module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
     for module in network.modules():
-        _match_attributes(module)
+        match_sizes(module)
 
 
-def _match_attributes(module: nn.Module) -> None:
-    """Let a layer's own numbers say what its tensors say."""
-    weight: Any = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-        if module.groups == module.in_channels and module.groups > 1:
-            module.groups = module.in_channels = weight.shape[0] * module.groups // module.out_channels
-        module.out_channels = weight.shape[0]
-        module.in_channels = weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-        module.num_features = module.running_mean.shape[0]
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
-        module.num_channels = weight.shape[0]
-    _match_attention(module)
-
-
-def _match_attention(module: nn.Module) -> None:
-    """Attention that fuses its projections counts its heads by their width, which stays."""
-    attention: Any = module
-    fused = getattr(attention, "qkv", None)
-    if isinstance(fused, nn.Linear) and hasattr(attention, "head_dim"):
-        width = fused.weight.shape[0] // 3
-        attention.num_heads = width // attention.head_dim
-        if hasattr(attention, "attn_dim"):
-            attention.attn_dim = width
-
-
-def _blank_classifier(network: nn.Module, backbone: Backbone, tensors: Weights) -> dict[str, Tensor]:
-    """A classifier of zeros, as wide as the features that the cut network gives."""
-    with torch.no_grad():
-        wide: Any = network.get_submodule(backbone.classifier)
+def _blank_classifier(
+    network: nn.Module, backbone: Backbone, tensors: Weights, width: int | None
+) -> dict[str, Tensor]:
+    """A classifier of zeros, as wide as the features that the cut network gives: found where not told."""
+    wide: Any = network.get_submodule(backbone.classifier)
+    if width is None:
         probe = torch.empty(1, *backbone.input_size, device="meta")
         try:
-            width = features(network, probe).shape[-1]
+            with torch.no_grad():
+                width = features(network, probe).shape[-1]
         except (RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"these tensors do not fit together as a {backbone.model}: {error}; "

@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.errors import InputError
+from common.files import Data
 
 MESSAGE, PAYLOAD, MEASURED = "message", "payload", "measured"
 """Names of the records, and of the one value in each of the first two."""
@@ -37,7 +38,7 @@ class Measured:
     partition: int | None = None
 
 
-def pack(message: bytes, payload: bytes | None = None, measured: Measured | None = None) -> RecordDict:
+def pack(message: bytes, payload: Data | None = None, measured: Measured | None = None) -> RecordDict:
     """A Flower message's content."""
     content = RecordDict({MESSAGE: ConfigRecord({MESSAGE: message})})
     if payload is not None:
@@ -57,8 +58,8 @@ def message_of(content: RecordDict) -> bytes:
     return message
 
 
-def payload_of(content: RecordDict) -> bytes:
-    """The network's bytes."""
+def payload_of(content: RecordDict) -> memoryview:
+    """The network's bytes, in memory of their own."""
     record = content.get(PAYLOAD)
     array = record.get(PAYLOAD) if isinstance(record, ArrayRecord) else None
     if array is None:
@@ -69,7 +70,7 @@ def payload_of(content: RecordDict) -> bytes:
         raise InputError(f"the {PAYLOAD} cannot be read: {error!r}; have it sent again") from error
     if values.dtype != np.uint8 or values.ndim != 1:
         raise InputError(f"the {PAYLOAD} is {values.dtype} {values.shape}; it is uint8 (bytes,)")
-    return values.tobytes()
+    return np.ascontiguousarray(values).data
 
 
 def measured_of(content: RecordDict) -> Measured:

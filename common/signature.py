@@ -12,6 +12,7 @@ from torch import nn
 
 from common.backbone import weights_digest
 from common.errors import MismatchError, SignatureError
+from common.files import Data
 from common.fitting import all_features
 from common.structure import Structure
 from common.subnetwork import SubNetwork
@@ -98,16 +99,16 @@ class Probe:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The network itself, in evaluation mode."""
-        return self.subnetwork.network(num_classes=1)
+        """The network itself, in evaluation mode: of the probe's own tensors, so it is never trained."""
+        return self.subnetwork.network(num_classes=1).requires_grad_(False)
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> memoryview:
         """A safetensors file: the sub-network's, with the center among its tensors."""
         weights = {**self.subnetwork.weights, CENTER: torch.from_numpy(self.center.copy())}
         return SubNetwork(self.subnetwork.backbone, self.subnetwork.mask, weights).to_bytes()
 
     @classmethod
-    def from_bytes(cls, data: bytes, structure: Structure) -> Probe:
+    def from_bytes(cls, data: Data, structure: Structure) -> Probe:
         """The probe in such a file; errors as of `SubNetwork.from_bytes`."""
         whole = SubNetwork.from_bytes(data, structure)
         weights = dict(whole.weights)
@@ -120,7 +121,7 @@ class Probe:
     def digest(self) -> str:
         """sha256 over backbone, mask and tensors: part of every signature that was made with it.
 
-        Not over its bytes: safetensors writes a header's metadata in an order that varies.
+        Not over its bytes: a file's layout may change, and the probe is still the same.
         """
         network = self.subnetwork
         digest = hashlib.sha256(network.backbone.to_json().encode())

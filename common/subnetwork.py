@@ -1,26 +1,26 @@
 """Sub-network: the small dense network that a mask cuts out of the backbone, and how it travels.
 
-The server selects indices and sends the tensors as safetensors; the receiver rebuilds a timm network
-from them (`common.rebuild`). Nothing is unpickled.
+The server selects indices into a safetensors file; the receiver rebuilds a timm network on the bytes
+that it got (`common.rebuild`). Nothing is unpickled, and on neither side is there a second copy.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from common.backbone import Backbone, Weights
-from common.errors import InputError, MaskError, WeightsError
+from common.errors import InputError, MismatchError, WeightsError
+from common.files import Data
 from common.mask import Mask
 from common.rebuild import rebuild
+from common.selection import Selection
 from common.structure import Structure
+from common.tensor_file import Kind, blank_file, read_tensors, write_tensors
 
 FORMAT = "1"
 
@@ -32,23 +32,8 @@ def cut(weights: Weights, mask: Mask, within: Mask | None = None) -> dict[str, T
     that `mask` keeps. With all of a group's consumers' columns zeroed, the backbone computes the
     same. Raises MaskError if a unit is asked for that is gone.
     """
-    if within is not None and not mask.within(within):
-        raise MaskError("the mask keeps units that these weights no longer hold")
-    keep_of = np.append(mask.kept, True)
-    held_of = np.append(within.kept, True) if within is not None else None
-    dims = mask.structure.dims
-    result = {}
-    for name, tensor in weights.items():
-        selected = tensor
-        for dim, units in dims.get(name, ()):
-            keep = keep_of[units]
-            if held_of is not None:
-                keep = keep[held_of[units]]
-            if not keep.all():
-                index = torch.from_numpy(np.flatnonzero(keep)).to(tensor.device)
-                selected = selected.index_select(dim, index)
-        result[name] = selected.clone() if selected is tensor else selected
-    return result
+    selection = Selection(mask, within)
+    return {name: selection.of(name, tensor) for name, tensor in weights.items()}
 
 
 def masked(weights: Weights, mask: Mask) -> dict[str, Tensor]:
@@ -67,23 +52,42 @@ def masked(weights: Weights, mask: Mask) -> dict[str, Tensor]:
 class SubNetwork:
     """What travels: the backbone's description, the mask that cut it, and the tensors left.
 
-    The classifier stays behind: a device's classes are its own.
+    The classifier stays behind: a device's classes are its own. The tensors are for one network,
+    which takes them as they are (see `network`).
     """
 
     backbone: Backbone
     mask: Mask
     weights: Weights
+    _file: memoryview | None = field(default=None, repr=False, compare=False)
+    """The file that the tensors already lie in."""
 
     @classmethod
     def of(cls, backbone: Backbone, weights: Weights, mask: Mask) -> SubNetwork:
-        """The sub-network that a mask cuts out of the backbone's weights."""
+        """The sub-network that a mask cuts out of the backbone's weights, which stay as they are.
+
+        Every tensor is selected straight into its place in the file that `to_bytes` gives; on another
+        device than the CPU, it is selected there.
+        """
         left = {k: v for k, v in weights.items() if k not in backbone.classifier_tensors}
-        return cls(backbone, mask, cut(left, mask))
+        if not all(tensor.is_cpu for tensor in left.values()):
+            return cls(backbone, mask, cut(left, mask))
+        selection = Selection(mask)
+        kinds = {name: Kind(v.dtype, selection.shape(name, v.shape)) for name, v in left.items()}
+        data, places = blank_file(kinds, _metadata(backbone, mask))
+        with torch.no_grad():
+            for name, place in places.items():
+                selection.of(name, left[name], place)
+        return cls(backbone, mask, places, data.toreadonly())
 
     def network(self, num_classes: int) -> nn.Module:
-        """A network of its own tensors, with a classifier of zeros for so many classes."""
-        own = {name: tensor.clone() for name, tensor in self.weights.items()}
-        return rebuild(self.backbone, own, num_classes)
+        """The network, with a classifier of zeros for so many classes; evaluation mode.
+
+        It holds these very tensors, as a device has no room for them twice: training it changes the
+        sub-network, and with that every other network made of it. Raises WeightsError where a tensor
+        is missing, unknown, or not of the shape and dtype that the mask leaves of the backbone's.
+        """
+        return rebuild(self.backbone, self.weights, num_classes, self.mask)
 
     @property
     def parameters(self) -> int:
@@ -91,47 +95,66 @@ class SubNetwork:
         names = {name for name, _ in self.backbone.skeleton().named_parameters()}
         return sum(t.numel() for name, t in self.weights.items() if name in names)
 
-    def to_bytes(self) -> bytes:
-        """A safetensors file with the mask and the backbone's description in its header."""
-        header = {
-            "maskvote": FORMAT,
-            "backbone": self.backbone.to_json(),
-            "structure": self.mask.structure.digest,
-            "mask": base64.b64encode(self.mask.pack()).decode(),
-        }
-        return save({k: v.contiguous() for k, v in self.weights.items()}, metadata=header)
+    def to_bytes(self) -> memoryview:
+        """A safetensors file with the mask and the backbone's description in its header; read-only.
+
+        Of a sub-network that was just cut it is no copy: what changes its tensors shows in it.
+        """
+        if self._file is not None:
+            return self._file
+        return write_tensors(self.weights, _metadata(self.backbone, self.mask))
 
     @classmethod
-    def from_bytes(cls, data: bytes, structure: Structure) -> SubNetwork:
-        """The sub-network in a safetensors file; the tensors are copies.
+    def from_bytes(cls, data: Data, structure: Structure) -> SubNetwork:
+        """The sub-network in a safetensors file; its tensors are the data's own bytes.
 
-        Raises WeightsError on a damaged file, MaskError or InputError on a mask of another structure.
+        Only data that cannot be written to, as `bytes`, are copied, once. Raises WeightsError on a
+        damaged file or a tensor that is not cut as the mask says (what the mask does not cut is held
+        against the backbone by `network`), MismatchError on a file of another structure, and
+        InputError on a mask or a backbone that is none.
         """
-        header = _header(data)
+        weights, header = read_tensors(data)
         if header.get("maskvote") != FORMAT:
             raise WeightsError(
                 f"the file is of format {header.get('maskvote')!r}, not a sub-network of format "
                 f"{FORMAT!r}; ask the server again"
             )
         if header.get("structure") != structure.digest:
-            raise MaskError(
+            raise MismatchError(
                 f"the sub-network was cut by structure {str(header.get('structure'))[:12]}, "
                 f"this is {structure.digest[:12]}; fetch the server's structure again"
             )
         try:
-            packed = base64.b64decode(header["mask"], validate=True)
-            return cls(Backbone.from_json(header["backbone"]), Mask.unpack(structure, packed), load(data))
+            mask = Mask.unpack(structure, base64.b64decode(header["mask"], validate=True))
+            backbone = Backbone.from_json(header["backbone"])
         except InputError:
             raise
-        except (KeyError, ValueError, SafetensorError) as error:
+        except (KeyError, ValueError) as error:
             raise WeightsError(f"the sub-network is damaged: {error!r}; ask again") from error
+        _check_cut(weights, mask)
+        return cls(backbone, mask, weights)
 
 
-def _header(data: bytes) -> dict[str, str]:
-    length = int.from_bytes(data[:8], "little")
-    try:
-        if len(data) < 8 or 8 + length > len(data):
-            raise ValueError(f"{len(data)} bytes, header of {length}")
-        return json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"this is not a safetensors file: {error}; ask again") from error
+def _metadata(backbone: Backbone, mask: Mask) -> dict[str, str]:
+    return {
+        "maskvote": FORMAT,
+        "backbone": backbone.to_json(),
+        "structure": mask.structure.digest,
+        "mask": base64.b64encode(mask.pack()).decode(),
+    }
+
+
+def _check_cut(weights: Weights, mask: Mask) -> None:
+    """Raise WeightsError for tensors that do not keep as much of a dimension as the mask does."""
+    selection = Selection(mask)
+    problems = []
+    for name, tensor in weights.items():
+        shape = tuple(tensor.shape)
+        sizes = selection.sizes(name)
+        if any(dim >= len(shape) or shape[dim] != size for dim, size in sizes.items()):
+            left = ", ".join(f"{size} in dimension {dim}" for dim, size in sizes.items())
+            problems.append(f"{name} is {shape}, the mask leaves {left}")
+    if problems:
+        raise WeightsError(
+            f"the tensors are not cut as the mask says: {'; '.join(problems[:3])}; ask again"
+        )

@@ -141,7 +141,7 @@ def standing_values(offer: Offer, weights_digest: str) -> Values:
         "weights_digest": weights_digest,
         "structure": offer.structure.to_json(),
         "structure_digest": offer.structure.digest,
-        "probe": offer.probe.to_bytes(),
+        "probe": bytes(offer.probe.to_bytes()),
         "probe_digest": offer.probe.digest,
     }
     return values | {"sha256": seal(values, STANDING)}

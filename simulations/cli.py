@@ -22,6 +22,7 @@ from common.exchange import METHODS, Method
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
 from common.pruning import PruningSettings
+from common.tensor_file import read_tensors
 from server.founding import found_library
 from simulations.baselines import ALTERNATIVES
 from simulations.demo import DemoSettings, demo_backbone, demo_weights, device_tasks, library_pool
@@ -212,13 +213,11 @@ def _classes_of(checkpoint: Path | None, model: str) -> int | None:
     """How many classes a checkpoint has, from its own classifier."""
     if checkpoint is None:
         return None
-    from safetensors import SafetensorError, safe_open
-
     name = f"{Backbone.from_timm(model).classifier}.weight"
     try:
-        with safe_open(checkpoint, framework="pt") as file:
-            return file.get_slice(name).get_shape()[0]
-    except (SafetensorError, OSError):
+        weights, _ = read_tensors(read_whole(checkpoint))
+        return weights[name].shape[0]
+    except (InputError, LookupError):
         return None  # reading the weights says what is wrong with the file
 
 
@@ -361,7 +360,7 @@ def plot(record: Path, out: Path | None) -> None:
     Example: maskvote-sim plot runs/demo-20260101-120000/record.json
     """
     try:
-        data = json.loads(read_whole(record))
+        data = json.loads(bytes(read_whole(record)))
         show_record(data)
         target = out or record.with_name("curves.png")
         curves(data, target)

@@ -169,22 +169,31 @@ def concatenate(coupling: Coupling, tensors: Sequence[Labelled], dim: int) -> La
     dim %= rank
     shape = list(tensors[0].shape)
     shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
-    rows, others = [], []
+    split_alike = {block.dims if (block := tensor.block_at(dim)) else (dim,) for tensor in tensors}
+    parts, others = [], []
     for tensor in tensors:
         block = tensor.block_at(dim)
-        solid = [d for d in (block.dims if block else ()) if d != dim]
-        tensor = coupling.keep_whole(tensor, solid, "a concatenation crosses a dimension that was split")
-        block = tensor.block_at(dim)
-        rows.append(block.labels if block else np.full(tensor.shape[dim], FROZEN))
+        if block is not None and len(block.dims) > 1 and len(split_alike) > 1:
+            # What was split before `dim` are the units, as heads are of all that is inside them.
+            whole = [dim] if block.dims[0] < dim else [d for d in block.dims if d != dim]
+            tensor = coupling.keep_whole(
+                tensor, whole, "a concatenation crosses a dimension that was split"
+            )
+        parts.append(tensor.block_at(dim))
         others.append(tensor.with_blocks(b for b in tensor.blocks if dim not in b.dims))
     result = coupling.elementwise(
         [Labelled(_with(t.shape, dim, 1), t.blocks, t.sources) for t in others],
         _with(shape, dim, 1),
     )
     blocks = list(result.blocks)
-    along = np.concatenate(rows)
+    dims = next((part.dims for part in parts if part is not None), (dim,))
+    rows = [
+        part.labels if part is not None else np.full(tensor.shape[dim], FROZEN)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
+    along = np.concatenate(rows, axis=dims.index(dim))
     if (along != FROZEN).any():
-        blocks.append(Block((dim,), along))
+        blocks.append(Block(dims, along))
     return Labelled(tuple(shape), tuple(blocks), result.sources)
 
 

@@ -150,6 +150,15 @@ def _repeat(o: Operations, a: Arguments, shape: Any) -> Labelled:
     return movement.tile(a["self"], shape)
 
 
+@rule("repeat_interleave")
+def _repeat_interleave(o: Operations, a: Arguments, shape: Any) -> Labelled:
+    source, dim = a["self"], a["dim"]
+    if dim is None or not isinstance(a["repeats"], int):
+        return unknown(o, [source], shape, "repeat_interleave of a whole tensor")
+    indices = np.repeat(np.arange(source.shape[dim]), a["repeats"])
+    return movement.take(source, dim, indices)
+
+
 @rule("cat", "concat")
 def _cat(o: Operations, a: Arguments, shape: Any) -> Labelled:
     return movement.concatenate(o, a["tensors"], a["dim"])

@@ -16,6 +16,7 @@ from common.exchange import METHODS, Assignment, Budget, Contribution, Receipt
 from common.fine_tune import FineTuneSettings
 from common.fitting import accuracy
 from common.mask import Mask
+from common.proto_codec import decode_assignment, encode_assignment
 from common.pruning import PruningSettings
 from common.task_data import Task
 from server.coordinator import Coordinator
@@ -224,13 +225,20 @@ def test_the_same_seed_gives_the_same_network_and_the_same_mask(coordinator, tas
         assert not torch.equal(values(one), values(other))
 
 
-def test_an_assignment_is_left_as_it_was_sent(coordinator, task):
-    """So a device that failed after tuning starts over from the server's weights, not from its own."""
+def test_what_was_sent_is_left_as_it_was(coordinator, task):
+    """The assignment's network is tuned where it lies; but a device that failed after tuning decodes
+    what it was sent once more, and starts over from the server's weights, not from its own."""
     description = describe(coordinator.offer(), task, BUDGETS["smsp"], "smsp", new_request_id())
-    assignment = coordinator.assign(description)
-    sent = {name: tensor.clone() for name, tensor in assignment.subnetwork.weights.items()}
-    adapt_assignment(assignment, task, SETTINGS, torch.Generator().manual_seed(0))
-    assert all(torch.equal(sent[name], tensor) for name, tensor in assignment.subnetwork.weights.items())
+    structure = coordinator.offer().structure
+    message, payload = encode_assignment(coordinator.assign(description))
+    sent = bytes(payload)
+
+    def attempt() -> Contribution:
+        assignment = decode_assignment(message, payload, structure)
+        return adapt_assignment(assignment, task, SETTINGS, torch.Generator().manual_seed(0))[1]
+
+    assert attempt() == attempt()
+    assert payload == sent
 
 
 @both_methods

@@ -336,7 +336,7 @@ def test_a_payload_cut_short_or_with_one_bit_flipped_is_refused(assignment, offe
 def test_a_network_of_another_model_is_refused(assignment, structure):
     message, payload = codec.encode_assignment(assignment)
     parsed = pb.Assignment.FromString(message)
-    forged = payload.replace(b'\\"model\\": \\"test_resnet\\"', b'\\"model\\": \\"seresnet18\\" ')
+    forged = bytes(payload).replace(b'\\"model\\": \\"test_resnet\\"', b'\\"model\\": \\"seresnet18\\" ')
     parsed.subnetwork.CopyFrom(announced(forged))
     with pytest.raises(MismatchError, match="seresnet18"):
         codec.decode_assignment(parsed.SerializeToString(), forged, structure)
@@ -464,7 +464,7 @@ def test_damaged_messages_raise_nothing_but_our_errors(data, offer, assignment, 
 def test_damaged_networks_announced_as_they_are_raise_nothing_but_our_errors(data, assignment, structure):
     message, payload = codec.encode_assignment(assignment)
     length = int.from_bytes(payload[:8], "little")
-    header, tensors = payload[8 : 8 + length], payload[8 + length :]
+    header, tensors = bytes(payload[8 : 8 + length]), bytes(payload[8 + length :])
     if data.draw(st.booleans()):
         header = json.dumps(data.draw(altered(json.loads(header)))).encode()
     else:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import Example, example, images_of, random_mask
 
-from common.errors import InputError, MaskError, MismatchError, SignatureError
+from common.errors import InputError, MismatchError, SignatureError
 from common.fitting import all_features
 from common.signature import MAX_CLASSES, Probe, TaskSignature, signature_of
 from common.subnetwork import SubNetwork
@@ -147,6 +147,17 @@ def test_a_probe_is_the_same_after_a_journey_as_bytes(ours, small):
     assert again.describe(images, 3) == small.describe(images, 3)
 
 
+def test_using_a_probe_changes_nothing_of_it(ours, small):
+    """Neither the bytes that it lies in, nor its digest; and its network cannot be trained by mistake."""
+    received = bytearray(small.to_bytes())
+    sent = bytes(received)
+    probe = Probe.from_bytes(received, ours.structure)
+    probe.describe(images_of(ours.backbone, per_class=2), 3)
+    assert received == sent
+    assert Probe.from_bytes(received, ours.structure).digest == small.digest
+    assert not any(parameter.requires_grad for parameter in probe.network.parameters())
+
+
 def test_a_probes_digest_sees_its_mask_its_tensors_and_its_center(ours, small):
     weights = {name: tensor.clone() for name, tensor in small.subnetwork.weights.items()}
     weights["bn1.bias"][0] += 1
@@ -180,10 +191,10 @@ def test_a_subnetwork_is_not_taken_for_a_probe(ours, small):
 
 
 def test_a_damaged_probe_or_one_of_another_structure_is_refused(ours, small):
-    data = small.to_bytes()
+    data = bytes(small.to_bytes())
     with pytest.raises(InputError):
         Probe.from_bytes(data[:-1], ours.structure)
-    with pytest.raises(MaskError):
+    with pytest.raises(MismatchError):
         Probe.from_bytes(data, ours.structure.only(["internal"]))
 
 

@@ -1,16 +1,22 @@
+import copy
 import json
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load, save, save_file
+from torch import nn
 from toys import Example, example, outputs, random_mask
 
 from common.backbone import features
-from common.errors import InputError, MaskError, WeightsError
+from common.errors import InputError, MaskError, MismatchError, WeightsError
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.subnetwork import SubNetwork, cut, masked
@@ -28,7 +34,7 @@ def subnetwork(ours) -> SubNetwork:
 
 @pytest.fixture(scope="module")
 def data(subnetwork) -> bytes:
-    return subnetwork.to_bytes()
+    return bytes(subnetwork.to_bytes())
 
 
 def same(one, other) -> bool:
@@ -124,10 +130,137 @@ def test_a_subnetwork_gives_the_masked_backbones_features_and_logits_of_zero(mod
         assert torch.allclose(features(network, images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_subnetwork_can_be_trained(ours, subnetwork):
-    network = subnetwork.network(num_classes=3).train()
+def test_a_subnetwork_can_be_trained(ours, data):
+    network = SubNetwork.from_bytes(data, ours.structure).network(num_classes=3).train()
     network(torch.randn(4, *ours.backbone.input_size)).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("keep", [0.05, 0.5, 1.0])
+def test_a_subnetwork_is_what_the_mask_cuts_and_its_file_holds_it(model, keep):
+    """Tensor by tensor, selected into the file or cut one by one; and the backbone is left alone."""
+    whole = example(model)
+    before = {name: tensor.clone() for name, tensor in whole.weights.items()}
+    mask = random_mask(whole.structure, keep)
+    made = SubNetwork.of(whole.backbone, whole.weights, mask)
+    expected = cut(whole.weights, mask)
+    for name in whole.backbone.classifier_tensors:
+        del expected[name]
+    assert same(made.weights, expected)
+    assert same(load(bytes(made.to_bytes())), expected)
+    assert bytes(made.to_bytes()) == bytes(SubNetwork(whole.backbone, mask, expected).to_bytes())
+    for tensor in made.weights.values():
+        tensor.zero_()
+    assert same(whole.weights, before)
+
+
+def test_weights_of_any_layout_and_with_gradients_can_be_cut(ours):
+    """Channels last, as convolutions on a CPU like them, and parameters straight from a network."""
+    mask = random_mask(ours.structure, 0.3)
+    expected = SubNetwork.of(ours.backbone, ours.weights, mask)
+    others = {
+        name: nn.Parameter(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+        if t.is_floating_point()
+        else t
+        for name, t in ours.weights.items()
+    }
+    assert same(SubNetwork.of(ours.backbone, others, mask).weights, expected.weights)
+
+
+# -- whose memory it is ----------------------------------------------------------------------------
+
+
+def test_a_network_is_made_of_the_bytes_received_without_a_copy(ours, data):
+    """Every tensor of it lies in the buffer; what tunes it writes there."""
+    received = bytearray(data)
+    start = np.frombuffer(received, np.uint8).ctypes.data
+    network = SubNetwork.from_bytes(received, ours.structure).network(3)
+    for name, tensor in network.state_dict().items():
+        if name not in ours.backbone.classifier_tensors:
+            assert start <= tensor.data_ptr() < start + len(received)
+    with torch.no_grad():
+        network.get_parameter("bn1.weight").fill_(7)
+    again = SubNetwork.from_bytes(received, ours.structure)
+    assert (again.weights["bn1.weight"] == 7).all()
+
+
+def test_bytes_that_cannot_be_written_to_are_copied_and_stay(ours, data):
+    """So the same bytes make as many networks, each of its own, as one likes."""
+    kept = bytes(bytearray(data))
+    for _ in range(2):
+        network = SubNetwork.from_bytes(kept, ours.structure).network(3)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+    assert kept == data
+
+
+def test_the_networks_of_one_subnetwork_share_its_tensors(ours, data):
+    """A sub-network is for one network: who wants two decodes it twice."""
+    received = SubNetwork.from_bytes(data, ours.structure)
+    one, other = received.network(3), received.network(3)
+    with torch.no_grad():
+        one.get_parameter("bn1.weight").fill_(7)
+    assert (other.get_parameter("bn1.weight") == 7).all()
+    assert not (SubNetwork.from_bytes(data, ours.structure).weights["bn1.weight"] == 7).any()
+
+
+def test_a_copy_of_a_network_copies_its_own_tensors_and_not_the_whole_file(ours, data):
+    """Buffers too, whose storage is copied whole."""
+    network = SubNetwork.from_bytes(data, ours.structure).network(3)
+    for tensor in copy.deepcopy(network).state_dict().values():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+AFTER_THE_FILE_IS_GONE = """
+import os, sys
+from pathlib import Path
+import torch
+from common.backbone import Backbone, read_weights
+from common.files import read_whole
+from common.structure import Structure
+from common.subnetwork import SubNetwork
+
+checkpoint, file, described, structure = (Path(argument) for argument in sys.argv[1:])
+weights = read_weights(checkpoint, Backbone.from_json(described.read_text()))
+received = SubNetwork.from_bytes(read_whole(file), Structure.from_json(structure.read_text()))
+network = received.network(3)
+
+def values():
+    sums = {name: float(t.double().sum()) for name, t in weights.items()}
+    with torch.no_grad():
+        features = network.forward_features(torch.ones(1, 3, 32, 32)).sum().item()
+    return sums, features, [p.sum().item() for p in network.parameters()]
+
+before = values()
+os.truncate(checkpoint, 0)
+other = file.with_suffix(".other")
+other.write_bytes(b"x" * 100)
+os.replace(other, file)
+os.truncate(file, 10)
+assert values() == before
+"""
+
+
+def test_a_file_that_is_cut_short_or_replaced_later_changes_nothing(ours, data, tmp_path):
+    """Not for weights, nor for a network in use: a mapped file would kill the process (SIGBUS)."""
+    save_file(dict(ours.weights), tmp_path / "checkpoint.safetensors")
+    (tmp_path / "network").write_bytes(data)
+    (tmp_path / "backbone").write_text(ours.backbone.to_json())
+    (tmp_path / "structure").write_text(ours.structure.to_json())
+    names = ("checkpoint.safetensors", "network", "backbone", "structure")
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_THE_FILE_IS_GONE, *(str(tmp_path / name) for name in names)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+# -- the journey -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
@@ -176,6 +309,51 @@ def test_tensors_that_do_not_fit_together_are_refused(ours, subnetwork):
         rebuild(ours.backbone, weights, 3)
 
 
+CUT_OTHERWISE = [
+    ("layer1.0.conv1.weight", lambda t: t[:-1]),
+    ("layer1.0.conv2.weight", lambda t: t[:, 1:]),
+    ("layer1.0.bn1.running_mean", lambda t: t[:0]),
+    ("layer1.0.bn1.bias", lambda t: torch.cat([t, t])),
+    ("bn1.weight", lambda t: t[None]),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), CUT_OTHERWISE)
+def test_a_tensor_that_is_not_cut_as_its_mask_says_is_refused_by_name_and_shapes(
+    ours, data, name, change
+):
+    weights = dict(SubNetwork.from_bytes(data, ours.structure).weights)
+    mask = SubNetwork.from_bytes(data, ours.structure).mask
+    kept = weights[name].shape
+    weights[name] = change(weights[name]).contiguous()
+    forged = SubNetwork(ours.backbone, mask, weights).to_bytes()
+    found = re.escape(str(tuple(weights[name].shape)))
+    with pytest.raises(WeightsError, match=rf"{name} is {found}.*{kept[0]} in dimension 0"):
+        SubNetwork.from_bytes(forged, ours.structure)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_a_tensor_of_another_shape_or_dtype_never_reaches_a_forward(model):
+    """Whatever its dimension, and whether it is cut or not (of all tensors, every fifth)."""
+    whole = example(model)
+    mask = random_mask(whole.structure.only(["internal"]), 0.3)
+    sent = SubNetwork.of(whole.backbone, whole.weights, mask)
+    for name, tensor in list(sent.weights.items())[::5]:
+        others = [torch.cat([tensor, tensor], dim) for dim in range(tensor.ndim)]
+        for other in (*others, tensor[None].clone(), tensor.to(torch.float16)):
+            forged = SubNetwork(whole.backbone, mask, {**sent.weights, name: other})
+            with pytest.raises(WeightsError, match=re.escape(name)):
+                SubNetwork.from_bytes(forged.to_bytes(), mask.structure).network(3)
+
+
+def test_a_network_of_a_classifier_that_is_cut_has_one_as_wide_as_its_features(ours):
+    """Told by the mask, so that no forward has to find it."""
+    mask = random_mask(ours.structure, 0.3, kinds=["residual"])
+    network = SubNetwork.of(ours.backbone, ours.weights, mask).network(3)
+    assert network.fc.in_features < ours.weights["fc.weight"].shape[1]
+    assert outputs(network, ours.backbone).shape == (2, 3)
+
+
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 100, -1, -1000])
 def test_a_truncated_file_is_refused(ours, data, length):
     with pytest.raises(WeightsError):
@@ -184,8 +362,8 @@ def test_a_truncated_file_is_refused(ours, data, length):
 
 @settings(max_examples=60, deadline=None)
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_the_header_is_told_as_an_input_error_or_does_no_harm(at, bit):
-    """Nothing but an InputError leaves, whatever the header has become."""
+def test_a_flipped_bit_in_the_header_is_told_as_an_error_of_ours_or_does_no_harm(at, bit):
+    """A mask of another structure, or an input that is damaged: no other error leaves."""
     whole = example("test_resnet", 32)
     sent = SubNetwork.of(whole.backbone, whole.weights, random_mask(whole.structure, 0.05))
     damaged = bytearray(sent.to_bytes())
@@ -194,7 +372,7 @@ def test_a_flipped_bit_in_the_header_is_told_as_an_input_error_or_does_no_harm(a
     try:
         received = SubNetwork.from_bytes(bytes(damaged), whole.structure)
         received.network(3)
-    except InputError:
+    except (InputError, MismatchError):
         pass
 
 
@@ -210,7 +388,7 @@ def test_a_file_of_another_format_is_refused_by_name(ours, data):
 
 def test_a_subnetwork_of_another_structure_is_refused_with_both_digests(ours, data):
     other = ours.structure.only(["internal"])
-    with pytest.raises(MaskError, match=f"{ours.structure.digest[:12]}.*{other.digest[:12]}"):
+    with pytest.raises(MismatchError, match=f"{ours.structure.digest[:12]}.*{other.digest[:12]}"):
         SubNetwork.from_bytes(data, other)
 
 
