@@ -18,6 +18,8 @@ from common.errors import MaskvoteError
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
+LONGEST_WORD = 12
+"""Characters up to which a table's words are not broken where it is too wide."""
 
 
 def run(group: click.Group) -> None:
@@ -71,7 +73,13 @@ def show(
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows]
         numeric = bool(cells) and all(_is_numeric(cell) for cell in cells)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+        short = all(len(str(cell)) <= LONGEST_WORD for cell in cells)
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            no_wrap=numeric or short,
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     console = Console()
@@ -84,7 +92,7 @@ def show(
 
 
 def _is_numeric(cell: object) -> bool:
-    return cell is None or re.fullmatch(r"[-+]?[\d,.]*(%|x| ± [\d.]+)?", str(cell)) is not None
+    return cell is None or re.fullmatch(r"[-+]?[\d,.]*(%|x| ± [\d.]+|-[\d,.]+)?", str(cell)) is not None
 
 
 def show_json(data: Mapping[str, Any] | Sequence[Any]) -> None:

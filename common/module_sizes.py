@@ -73,7 +73,7 @@ def _match_heads(attention: Any) -> None:
     """Heads, and what is counted in them: as much of them is left as of what the projection reads."""
     count = next(name for name in HEAD_COUNTS if hasattr(attention, name))
     heads = getattr(attention, count)
-    projection = _output_projection(attention)
+    projection = output_projection(attention)
     if projection is None or heads < 1:
         return
     if isinstance(projection, nn.Linear):
@@ -95,7 +95,8 @@ def _match_heads(attention: Any) -> None:
         attention.k_bias = bias.new_empty(attention.v_bias.shape)
 
 
-def _output_projection(attention: nn.Module) -> Any:
+def output_projection(attention: nn.Module) -> Any:
+    """The layer that reads what all heads give, None where there is none."""
     for name in OUTPUT_PROJECTIONS:
         for layer in getattr(attention, name, nn.Identity()).modules():
             if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
@@ -234,7 +235,18 @@ def _bias_of_heads_first(module: Any) -> None:
 def _partial_convolution(module: Any) -> None:
     partial = module.spatial_mixing
     partial.dim_conv3 = partial.partial_conv3.weight.shape[1]
-    partial.dim_untouched = module.mlp[0].weight.shape[1] - partial.dim_conv3
+    partial.dim_untouched = module.mlp[0].weight.shape[1] - partial.partial_conv3.weight.shape[0]
+
+
+def _gated_convolution(module: Any) -> None:
+    gated, convolved = module.fc2.weight.shape[1], module.conv.weight.shape[0]
+    module.split_indices = (gated, gated - convolved, convolved)
+
+
+def _inception_block(module: Any) -> None:
+    mixer, width = module.token_mixer, module.norm.weight.shape[0]
+    branches = [conv.weight.shape[0] for conv in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h)]
+    mixer.split_indexes = (width - sum(branches), *branches)
 
 
 def _focal_modulation(module: Any) -> None:
@@ -275,6 +287,8 @@ _BY_CLASS: dict[str, Callable[[Any], None]] = {
     "models.efficientvim.HSMSSD": _state_space_mixer,
     "models.fasternet.MLPBlock": _partial_convolution,
     "models.focalnet.FocalModulation": _focal_modulation,
+    "models.inception_next.MetaNeXtBlock": _inception_block,
+    "models.mambaout.GatedConvBlock": _gated_convolution,
     "models.metaformer.Scale": _scale,
     "models.mobilevit.LinearSelfAttention": _separable_attention,
     "models.res2net.Bottle2neck": _res2net_block,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from common.proto_codec import (
     encode_offer,
 )
 from common.pruning import PruningSettings
-from common.structure import Kind, Structure
+from common.structure import Kind
 from common.task_data import load_folder
 from server.admission import record_admitted
 from server.coordinator import Coordinator, VotingSettings
 from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
+from server.inspect_cli import inspect
 from server.library import Entry, Library
+from server.model_options import model_options, proof_progress
 
 LIBRARY = click.argument("library", type=click.Path(path_type=Path))
 CHECKPOINT = click.option(
@@ -48,6 +49,9 @@ def cli(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+cli.add_command(inspect)
+
+
 def main() -> None:
     """The console script."""
     run(cli)
@@ -57,25 +61,10 @@ def _weights(backbone: Backbone, checkpoint: Path | None) -> Weights:
     return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
 
 
-def _key_values(pairs: tuple[str, ...]) -> dict[str, object]:
-    arguments = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--argument")
-        try:
-            arguments[key] = json.loads(value)
-        except json.JSONDecodeError:
-            arguments[key] = value
-    return arguments
-
-
 @cli.command()
 @LIBRARY
 @click.option("--model", required=True, help="A timm model name, for example resnet18.")
-@click.option("--num-classes", type=int, help="Classes of the checkpoint; default: the model's own.")
-@click.option("--image-size", type=int, help="Pixels a side; default: the model's own.")
-@click.option("--argument", multiple=True, metavar="KEY=JSON", help="For timm.create_model.")
+@model_options
 @CHECKPOINT
 @click.option(
     "--images",
@@ -91,7 +80,7 @@ def create(
     model: str,
     num_classes: int | None,
     image_size: int | None,
-    argument: tuple[str, ...],
+    arguments: Mapping[str, object],
     checkpoint: Path | None,
     images: Path,
     residual: bool,
@@ -103,18 +92,22 @@ def create(
     Example: maskvote-server create birds.db --model resnet18 --images tasks/birds
     """
     backbone = Backbone.from_timm(
-        model, num_classes=num_classes, image_size=image_size, arguments=_key_values(argument)
+        model, num_classes=num_classes, image_size=image_size, arguments=arguments
     )
     kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
-    with found_library(
-        library,
-        backbone,
-        _weights(backbone, checkpoint),
-        load_folder(images, backbone).train,
-        kinds=kinds,
-        probe_keep_ratio=probe_keep_ratio,
-        seed=seed,
-    ) as founded:
+    weights, own_images = _weights(backbone, checkpoint), load_folder(images, backbone).train
+    with proof_progress() as watch:
+        founded = found_library(
+            library,
+            backbone,
+            weights,
+            own_images,
+            kinds=kinds,
+            probe_keep_ratio=probe_keep_ratio,
+            seed=seed,
+            watch=watch,
+        )
+    with founded:
         offer = founded.offer
         probe = offer.probe.subnetwork
         click.echo(
@@ -229,48 +222,6 @@ def list_entries(library: Path, as_json: bool) -> None:
         _show_entries(str(library), opened.entries(), as_json)
         for entry in opened.damaged:
             click.echo(f"warning: entry {entry} is damaged and takes no part", err=True)
-
-
-@cli.command()
-@click.argument("model")
-@click.option("--image-size", type=int, help="Pixels a side; default: the model's own.")
-@click.option("--argument", multiple=True, metavar="KEY=JSON", help="For timm.create_model.")
-@JSON
-def inspect(model: str, image_size: int | None, argument: tuple[str, ...], as_json: bool) -> None:
-    """Show the groups of coupled units of a timm MODEL, what a unit costs, and what is frozen.
-
-    Example: maskvote-server inspect vit_tiny_patch16_224
-    """
-    backbone = Backbone.from_timm(model, image_size=image_size, arguments=_key_values(argument))
-    structure = backbone.structure(("internal", "residual"))
-    if as_json:
-        show_json(json.loads(structure.to_json()))
-        return
-    rows = []
-    for index, group in enumerate(structure.groups):
-        fewer = [units - (place == index) for place, units in enumerate(structure.sizes)]
-        rows.append(
-            [
-                group.name,
-                group.units,
-                group.kind,
-                "yes" if group.exact else "no",
-                f"{structure.parameters() - structure.parameters(fewer):,}",
-                f"{(structure.flops() - structure.flops(fewer)) / 1e6:.3f}",
-            ]
-        )
-    show(
-        f"{model}: {structure.units:,} units in {len(rows)} groups, {_smallest(structure)}",
-        ["group", "units", "kind", "exact", "parameters a unit", "MFLOPs a unit"],
-        rows,
-        caption="exact: the cut network computes what the masked one does",
-    )
-    if structure.frozen:
-        show("Never cut", ["weight", "why"], sorted(structure.frozen.items()))
-
-
-def _smallest(structure: Structure) -> str:
-    return f"{structure.parameters(structure.smallest):,} to {structure.parameters():,} parameters"
 
 
 @cli.command()

@@ -16,7 +16,6 @@ from common.fine_tune import FineTuneSettings
 from common.fitting import all_features, recalibrate_batch_norm
 from common.importance import magnitude
 from common.mask import Mask
-from common.proof import prove
 from common.pruning import PruningSettings
 from common.rebuild import rebuild
 from common.signature import Probe
@@ -25,6 +24,7 @@ from common.subnetwork import SubNetwork
 from common.task_data import LabelledImages, Task
 from server.budget import allot
 from server.library import Entry, Library, seed_entry
+from server.proved_table import proved_table
 
 PROBE_KEEP_RATIO = 0.25
 """The probe's share of the backbone's units: small to download, and its features still tell tasks."""
@@ -39,14 +39,15 @@ def found_library(
     kinds: tuple[Kind, ...] = ("internal",),
     probe_keep_ratio: float = PROBE_KEEP_RATIO,
     seed: int = 0,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Library:
     """A new, empty library: the backbone's structure and a probe fitted on the operator's images.
 
-    What of the structure is not proved to be cut right is frozen. Raises UnsupportedModel where
-    nothing is left.
+    What of the structure is not proved to be cut right is frozen; the proof comes from the cache
+    (`server.proved_table`), and `watch` is called with groups checked and groups in all where it is
+    not there. Raises UnsupportedModel where nothing is left.
     """
-    found = backbone.structure(kinds)
-    structure = prove(backbone, found).proved(found)
+    structure = proved_table(backbone, watch=watch).structure(kinds)
     if not structure.groups:
         reasons = "; ".join(structure.frozen.values()) or "it has no coupled units"
         raise UnsupportedModel(

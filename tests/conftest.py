@@ -1,6 +1,8 @@
 """One small real backbone, which timm calls a test model, and what a library of it offers."""
 
 import os
+import shutil
+import tempfile
 
 # One thread: networks here are tiny, and tests run beside processes of their own. Before torch is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +11,8 @@ os.environ |= {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
+# What tests prove is kept for the tests after them, and never among the user's own.
+os.environ["MASKVOTE_CACHE"] = tempfile.mkdtemp(prefix="maskvote-tests-")
 
 import numpy as np
 import pytest
@@ -21,6 +25,13 @@ from common.mask import Mask
 from common.signature import Probe
 from common.structure import Structure
 from common.subnetwork import SubNetwork
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _leave_no_cache():
+    cache = os.environ["MASKVOTE_CACHE"]
+    yield
+    shutil.rmtree(cache)
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ from common.structure.labels import FROZEN, Block, Labelled, Labels
 from common.structure.operators import INPUT, POINTWISE, Operations, pointwise, unknown
 from common.structure.structure import Cost, Group, Member, Structure, Term, merged
 
-TRACE_BATCH = 2
-"""Images in the traced batch: more than one, so that the batch is not taken for a fixed dimension."""
+TRACE_BATCH = 5
+"""Images in the traced batch: a number that networks have no other use for, to know the batch by."""
 
 RULES = operators.RULES | products.RULES
 TensorDim = tuple[str, int]
@@ -40,20 +40,21 @@ def discover(
     written into the structure as what it was found in. Raises UnsupportedModel where torch.export
     cannot follow the network.
     """
-    walk = _Walk(_export(network, input_size))
+    names = _names_of_one(network)
+    walk = _Walk(_export(network, input_size), names)
     walk.make_rectangular()
-    return _Grouping(walk, _other_names(network)).structure(classifiers, model)
+    return _Grouping(walk, names).structure(classifiers, model)
 
 
-def _other_names(network: nn.Module) -> dict[str, list[str]]:
-    """For tensors that a network has under several names: the first one's other names."""
+def _names_of_one(network: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For every name of a tensor all names that the network has it under, in one order."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, tensor in (
         *network.named_parameters(remove_duplicate=False),
         *network.named_buffers(remove_duplicate=False),
     ):
         names[id(tensor)].append(name)
-    return {name: [n for n in same if n != name] for same in names.values() for name in same if same[1:]}
+    return {name: tuple(same) for same in names.values() for name in same}
 
 
 def _export(network: nn.Module, input_size: Sequence[int]) -> torch.export.ExportedProgram:
@@ -73,12 +74,13 @@ def _export(network: nn.Module, input_size: Sequence[int]) -> torch.export.Expor
 class _Walk:
     """One pass over the graph: labels of every tensor, and what was united on the way."""
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self.operations = Operations()
+    def __init__(self, program: torch.export.ExportedProgram, names: Mapping[str, Sequence[str]]) -> None:
+        self.operations = Operations(TRACE_BATCH)
         self.weights: dict[TensorDim, Labels] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         signature = program.graph_signature
         self.parameters = set(signature.inputs_to_parameters.values())
+        self._names_of_one = names
         self._names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self._constants = set(signature.inputs_to_lifted_tensor_constants)
         self._values: dict[torch.fx.Node, Any] = {}
@@ -108,11 +110,13 @@ class _Walk:
         if name is None:
             is_input = node.name not in self._constants
             return Labelled(shape, (), frozenset({INPUT}) if is_input else frozenset())
+        name = self._names_of_one.get(name, (name,))[0]
         self.shapes[name] = shape
         blocks = []
         for dim, size in enumerate(shape):
             if size > 1:
-                self.weights[name, dim] = self.operations.partition.fresh(size)
+                if (name, dim) not in self.weights:
+                    self.weights[name, dim] = self.operations.partition.fresh(size)
                 blocks.append(Block((dim,), self.weights[name, dim]))
         return Labelled(shape, tuple(blocks))
 
@@ -187,9 +191,9 @@ def _rows(labels: Labels, axis: int) -> Labels:
 class _Grouping:
     """Units from connected labels, groups from units that are cut from the same places."""
 
-    def __init__(self, walk: _Walk, other_names: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, walk: _Walk, names: Mapping[str, Sequence[str]]) -> None:
         self._walk = walk
-        self._other_names = other_names
+        self._names_of_one = names
         self._root = walk.operations.partition.solve()
         self._keys = list(walk.weights)
         read = {labels.tobytes() for labels in walk.operations.readers}
@@ -206,7 +210,10 @@ class _Grouping:
     def structure(self, classifiers: Sequence[str], model: Mapping[str, Any]) -> Structure:
         groups = self._groups()
         weights, shapes = self._walk.weights, self._walk.shapes
-        work = [(constant // TRACE_BATCH, rows) for constant, rows in self._walk.operations.work]
+        work = [
+            (constant // TRACE_BATCH if per_image else constant, rows)
+            for constant, rows, per_image in self._walk.operations.work
+        ]
         sizes = []
         for name, shape in shapes.items():
             if name in self._walk.parameters:
@@ -292,7 +299,7 @@ class _Grouping:
             tensor, dim = self._keys[key]
             root = self._root[self._walk.weights[tensor, dim]]
             unit_of = np.where(self._group_of[root] == number, self._unit_of[root], np.int32(-1))
-            for own_name in (tensor, *self._other_names.get(tensor, ())):
+            for own_name in self._names_of_one.get(tensor, (tensor,)):
                 members.append(Member(own_name, dim, unit_of, bool(self._reads[key])))
         return Group(
             name,

@@ -24,11 +24,15 @@ INPUT = 0
 
 
 class Operations(Coupling):
-    """The couplings of one graph, with what it computes: its work, and which parameters read."""
+    """The couplings of one graph, with what it computes: its work, and which parameters read.
 
-    def __init__(self) -> None:
+    `batch` is the number of images that the graph was traced for.
+    """
+
+    def __init__(self, batch: int) -> None:
         super().__init__()
-        self.work: list[tuple[int, tuple[Labels, ...]]] = []
+        self.batch = batch
+        self.work: list[tuple[int, tuple[Labels, ...], bool]] = []
         self.readers: list[Labels] = []
         self.writers: list[Labels] = []
         self.unknown: list[str] = []
@@ -73,15 +77,19 @@ class Operations(Coupling):
                     "the tensor it scales is not cuttable",
                 )
 
-    def count_work(self, constant: float, *factors: Labels | int | None) -> None:
-        """Record floating-point operations: a constant times how many indices of each factor remain."""
+    def count_work(self, result: Labelled, constant: float, *factors: Labels | int | None) -> None:
+        """Record floating-point operations: a constant times how many indices of each factor remain.
+
+        What has no image to it is done once for all images, not for each.
+        """
         number, labels = constant, []
         for factor in factors:
             if isinstance(factor, np.ndarray):
                 labels.append(factor.ravel())
             elif factor is not None:
                 number *= factor
-        self.work.append((round(number), tuple(labels)))
+        per_image = result.from_input or result.shape[0] == self.batch
+        self.work.append((round(number), tuple(labels), per_image))
 
     def extents(self, tensor: Labelled, without: Sequence[int] = ()) -> list[Labels | int]:
         """How large a tensor is over its dimensions but some, as factors of work."""

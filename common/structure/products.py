@@ -37,7 +37,7 @@ def _linear(o: Operations, a: Arguments, shape: Any) -> Labelled:
         o.scale(result, last, a["bias"])
     rows = o.extents(source, without=[*(_block_dims(source, last)), last])
     lost = [source.shape[d] for d in _block_dims(source, last) if d != last]
-    o.count_work(2, *rows, *lost, _extent(weight, 1, inside), _extent(weight, 0, outside))
+    o.count_work(result, 2, *rows, *lost, _extent(weight, 1, inside), _extent(weight, 0, outside))
     return result
 
 
@@ -67,7 +67,7 @@ def _conv(o: Operations, a: Arguments, shape: Any) -> Labelled:
     if a["bias"] is not None:
         o.scale(result, 1, a["bias"])
     positions = shape[0] * math.prod(shape[2:]) * math.prod(weight.shape[2:])
-    o.count_work(2 * positions, _extent(weight, 0, outside), _extent(weight, 1, inside))
+    o.count_work(result, 2 * positions, _extent(weight, 0, outside), _extent(weight, 1, inside))
     return result
 
 
@@ -111,7 +111,7 @@ def _conv_transpose(o: Operations, a: Arguments, shape: Any) -> Labelled:
     if a["bias"] is not None:
         o.scale(result, 1, a["bias"])
     positions = shape[0] * math.prod(source.shape[2:]) * math.prod(weight.shape[2:])
-    o.count_work(2 * positions, _extent(weight, 1, outside), _extent(weight, 0, inside))
+    o.count_work(result, 2 * positions, _extent(weight, 1, outside), _extent(weight, 0, inside))
     return result
 
 
@@ -142,7 +142,7 @@ def _matmul(o: Operations, a: Arguments, shape: Any) -> Labelled:
     rows = Labelled((*left.shape[:-1], 1), left.blocks)
     columns = Labelled((*right.shape[:-2], 1, right.shape[-1]), right.blocks)
     result = replace(o.elementwise([rows, columns], tuple(shape)), sources=o.product_of(left, right))
-    o.count_work(2, *o.extents(result), contracted)
+    o.count_work(result, 2, *o.extents(result), contracted)
     return result
 
 
@@ -164,5 +164,5 @@ def _attention(o: Operations, a: Arguments, shape: Any) -> Labelled:
     keys = a["key"].shape[-2]
     widths = a["query"].shape[-1] + a["value"].shape[-1]
     heads = o.extents(result, without=[rank - 1])
-    o.count_work(2 * keys * widths, *heads)
+    o.count_work(result, 2 * keys * widths, *heads)
     return result

@@ -6,19 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import SMALL, small
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from toys import (
     INPUT,
     Attention,
+    Branches,
     Concat,
     Depthwise,
+    Gated,
+    Lonely,
     Mlp,
     Residual,
     Sorted,
+    Standardised,
+    Tied,
+    Uneven,
     example,
     found_in,
     outputs,
@@ -168,6 +176,56 @@ def test_the_costs_of_attention_are_those_counted_by_hand():
         assert structure.parameters((heads, width), classes) == parameters
 
 
+def test_the_halves_of_a_gated_mlp_are_cut_in_pairs():
+    """Value and gate of one unit are two rows of the projection."""
+    gate, _ = found_in(Gated).groups
+    assert members(gate) == {
+        "fc1.weight:0": [0, 1, 2, 3] * 2, "fc1.bias:0": [0, 1, 2, 3] * 2, "fc2.weight:1": [0, 1, 2, 3]
+    }  # fmt: skip
+
+
+def test_chunks_of_unequal_size_cannot_be_cut_and_say_so():
+    """The network asks for two chunks; their sizes follow from the sum, not from what was kept."""
+    structure = found_in(Uneven)
+    assert list(kinds(structure)) == ["fc2.weight:0"]
+    assert structure.frozen["fc1.weight:0"] == "its parts are not of one size"
+
+
+def test_what_a_standardised_weight_reads_is_cut_inexactly_and_what_it_writes_exactly():
+    """Its mean and variance are over what is read."""
+    structure = found_in(Standardised)
+    assert kinds(structure) == {
+        "stem.weight:0": (4, "internal", False),
+        "gain:0": (5, "internal", True),
+    }
+    written, read = structure.groups
+    assert readers(read) == {"conv.weight:1"}
+    assert set(members(written)) == {"conv.weight:0", "gain:0", "fc.weight:1"}
+
+
+def test_a_tensor_of_several_names_is_cut_under_each_and_counted_once():
+    structure = found_in(Tied)
+    (group,) = structure.groups
+    names = [
+        f"{layer}.{tensor}"
+        for layer in ("first", "second")
+        for tensor in ("0.weight:0", "0.bias:0", "2.weight:1")
+    ]
+    assert set(members(group)) == set(names)
+    assert structure.parameters((3,), classes=2) == 3 * 12 + 3 + 12 * 3 + 12 + 2 * 12 + 2
+
+
+def test_parallel_branches_that_are_added_are_no_residual_stream():
+    assert kinds(found_in(Branches)) == {"left.weight:0": (4, "internal", True)}
+
+
+def test_a_group_of_one_unit_is_no_group():
+    """There would be nothing to choose; the reason says so."""
+    structure = found_in(Lonely)
+    assert list(kinds(structure)) == ["fc2.weight:0"]
+    assert structure.frozen["fc1.weight:0"] == "it is all one unit"
+
+
 def test_an_operation_without_a_rule_freezes_what_it_touches_and_nothing_else():
     structure = found_in(Sorted)
     assert list(kinds(structure)) == ["fc2.weight:0"]
@@ -273,6 +331,13 @@ def test_parameters_and_operations_are_those_of_the_cut_network(model):
         check_costs(ours.backbone, ours.structure, random_mask(ours.structure, keep, seed), 11)
 
 
+@pytest.mark.parametrize("model", SMALL)
+def test_parameters_and_operations_of_every_family_are_those_of_the_cut_network(model):
+    backbone = small(model)
+    structure = backbone.structure(("internal", "residual"))
+    check_costs(backbone, structure, random_mask(structure, 0.4, 3), 7)
+
+
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_efficientnet"])
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
@@ -285,11 +350,11 @@ def test_costs_are_exact_for_any_mask(model, data):
 
 
 def check_costs(backbone: Backbone, structure: Structure, mask: Mask, classes: int) -> None:
-    skeleton = backbone.skeleton(classes).state_dict()
-    network = rebuild(backbone, cut(skeleton, mask))
+    whole = timm.create_model(backbone.model, num_classes=classes, **backbone.arguments)
+    network = rebuild(backbone, cut(whole.state_dict(), mask)).requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        network(torch.empty(1, *backbone.input_size, device="meta"))
+        network(torch.zeros(1, *backbone.input_size))
     assert structure.parameters(mask.counts, classes) == sum(p.numel() for p in network.parameters())
     assert structure.flops(mask.counts, classes) == counter.get_total_flops()
 

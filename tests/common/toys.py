@@ -89,6 +89,93 @@ class Attention(nn.Module):
         return self.fc(self.norm(self.proj(mixed)).mean(1))
 
 
+class Gated(nn.Module):
+    """A gated MLP: two halves of one projection, multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 8)
+        self.fc2 = nn.Linear(4, 3)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        value, gate = self.fc1(images.flatten(1)).chunk(2, -1)
+        return self.fc(self.fc2(value * gate.sigmoid()).relu())
+
+
+class Uneven(nn.Module):
+    """Five channels in chunks of three and two: how many come in a chunk follows from the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 5)
+        self.fc2 = nn.Linear(5, 4)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = self.fc1(images.flatten(1)).chunk(2, -1)
+        return self.fc(self.fc2(torch.cat([right, left], -1)).relu())
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is normalised over what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1, bias=False)
+        self.conv = nn.Conv2d(4, 5, 1, bias=False)
+        self.gain = nn.Parameter(torch.ones(5, 1, 1, 1))
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.conv.weight
+        flat = weight.reshape(1, weight.shape[0], -1)
+        scaled = functional.batch_norm(flat, None, None, self.gain.view(-1), training=True)
+        stream = functional.conv2d(self.stem(images).relu(), scaled.reshape_as(weight))
+        return self.fc(stream.relu().mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """One hidden layer under two names, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 12))
+        self.second = self.first
+        self.fc = nn.Linear(12, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(images.flatten(1))))
+
+
+class Branches(nn.Module):
+    """Two convolutions of one input, added: no residual stream, as nothing skips anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 4, 1, bias=False)
+        self.right = nn.Conv2d(3, 4, 1, bias=False)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc((self.left(images) + self.right(images)).relu().mean((2, 3)))
+
+
+class Lonely(nn.Module):
+    """Its hidden units are multiplied with each other, so that all are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 3)
+        self.fc2 = nn.Linear(3, 4)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.fc1(images.flatten(1))
+        similar = hidden[:, None, :] @ hidden[:, :, None]
+        return self.fc(self.fc2(hidden * similar[:, 0]).relu())
+
+
 class Sorted(nn.Module):
     """What runs along a dimension in an order has no rule: cumprod freezes the hidden units."""
 

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
-from common.backbone import Backbone, weights_digest
-from common.errors import BudgetError, InputError
+from common.backbone import weights_digest
+from common.errors import BudgetError, InputError, UnsupportedModel
 from common.exchange import Budget
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.importance import magnitude
 from common.mask import Mask
+from common.proof import Proof
 from common.pruning import PruningSettings
-from common.task_data import PixelImages
+from server import founding
 from server.budget import allot
 from server.coordinator import Coordinator
 from server.founding import found_library, seed_library
 from server.library import Entry, Library
+from server.proved_table import proved_table
 
 SETTINGS = FineTuneSettings(iterations=6, batch_size=8, fit_images=64)
 PRUNING = PruningSettings(rounds=2)
@@ -223,24 +223,43 @@ def test_founding_and_seeding_leave_the_backbones_weights_as_they_are(library, w
     assert weights_digest(weights) == library.weights_digest
 
 
-def test_what_cannot_be_proved_is_never_cut(tmp_path):
-    """Swin's heads are found, but timm's attention cannot be rebuilt with fewer: they are frozen."""
-    backbone = Backbone.from_timm(
-        "swin_tiny_patch4_window7_224",
-        num_classes=5,
-        image_size=56,
-        arguments={"depths": [1, 1, 1, 1], "embed_dim": 24, "window_size": 7},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weights = timm.create_model(backbone.model, num_classes=5, **backbone.arguments).state_dict()
-    pixels = torch.randint(0, 256, (8, 3, 56, 56), dtype=torch.uint8)
-    images = PixelImages(pixels, torch.arange(8) % 2, backbone)
-    found = backbone.structure()
-    heads = [group.name for group in found.groups if "attn" in group.name]
-    with found_library(tmp_path / "library.db", backbone, weights, images) as library:
+def test_what_cannot_be_proved_is_never_cut(path, backbone, weights, images, monkeypatch):
+    """A table that says of one group that it fails: it is not in the library's structure."""
+    table = proved_table(backbone)
+    first, *others = table.proof.verdicts
+    assert first.group in table.structure(("internal",)).starts
+    spoilt = replace(first, outcome="fails", reason="the cut network raises an error")
+    failing = replace(table, proof=Proof((spoilt, *others)))
+    monkeypatch.setattr(founding, "proved_table", lambda *_, **__: failing)
+    with found_library(path, backbone, weights, images) as library:
         structure = library.offer.structure
-    assert heads
-    assert structure.groups
-    assert not set(heads) & set(structure.starts)
-    assert all(structure.frozen[name].startswith("fails") for name in heads)
+    assert first.group not in structure.starts
+    assert structure.frozen[first.group] == "fails: the cut network raises an error"
+    assert len(structure.groups) == len(table.structure(("internal",)).groups) - 1
+
+
+def test_nothing_is_proved_twice_and_the_proof_is_told_as_it_goes(
+    tmp_path, backbone, weights, images, monkeypatch
+):
+    monkeypatch.setenv("MASKVOTE_CACHE", str(tmp_path / "cache"))
+    structures, told = [], []
+    for name in ("first", "second"):
+        steps: list[tuple[int, int]] = []
+        with found_library(
+            tmp_path / name, backbone, weights, images, watch=lambda *step, to=steps: to.append(step)
+        ) as library:
+            structures.append(library.offer.structure)
+        told.append(steps)
+    assert structures[0] == structures[1]
+    assert told[0][-1][0] == told[0][-1][1] > 0
+    assert told[1] == []
+
+
+def test_a_backbone_of_which_nothing_is_proved_founds_no_library(
+    path, backbone, weights, images, monkeypatch
+):
+    late = proved_table(backbone, seconds=0, cache=path.parent / "cache")
+    monkeypatch.setattr(founding, "proved_table", lambda *_, **__: late)
+    with pytest.raises(UnsupportedModel, match=r"nothing of .* can be cut: .*unchecked"):
+        found_library(path, backbone, weights, images)
+    assert not path.exists()

@@ -1,0 +1,57 @@
+"""What commands share that take a timm model: its options, and the progress of its proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from common.command_line import progress
+
+
+def model_options(command: Callable) -> Callable:
+    """The options --num-classes, --image-size and --argument; the last as a mapping `arguments`."""
+    for option in (
+        click.option(
+            "--argument",
+            "arguments",
+            multiple=True,
+            metavar="KEY=JSON",
+            callback=lambda _context, _option, pairs: key_values(pairs),
+            help="For timm.create_model.",
+        ),
+        click.option("--image-size", type=int, help="Pixels a side; default: the model's own."),
+        click.option(
+            "--num-classes", type=int, help="Classes of the checkpoint; default: the model's own."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def key_values(pairs: tuple[str, ...]) -> dict[str, object]:
+    """KEY=VALUE words as a mapping: values are JSON, and what is none is a text."""
+    arguments: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--argument")
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[key] = value
+    return arguments
+
+
+@contextmanager
+def proof_progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, and what tells it the groups checked and the groups in all."""
+    with progress() as bars:
+        bar = bars.add_task("Finding groups", total=None)
+
+        def watch(done: int, total: int) -> None:
+            bars.update(bar, description="Proving groups", completed=done, total=total)
+
+        yield watch
