@@ -186,7 +186,9 @@ def _is_own(node: ast.AST, names: tuple[str, ...]) -> bool:
 
 
 def _is_width(node: ast.AST) -> bool:
-    return (isinstance(node, ast.Name) and node.id == WIDTH) or _is_own(node, ("dim",))
+    """Whether the size is the width, or a multiple of it."""
+    named = any(isinstance(part, ast.Name) and part.id == WIDTH for part in ast.walk(node))
+    return named or _is_own(node, ("dim",))
 
 
 def _is_inferred(node: ast.AST) -> bool:
@@ -259,6 +261,15 @@ def _state_space_mixer(module: Any) -> None:
     module.state_dim = module.BCdt_proj.conv.weight.shape[0] // 3
 
 
+def _mixed_convolution(module: Any) -> None:
+    module.splits = [_conv_channels(conv)[0] for conv in module.values()]
+
+
+def _selective_kernel(module: Any) -> None:
+    parts = module.num_paths if module.split_input else 1
+    module.in_channels = _conv_channels(module.paths[0].conv)[0] * parts
+
+
 def _blur_pool(module: Any) -> None:
     """One filter for however many channels come, as no tensor of its own says how many."""
     module.channels = None
@@ -278,6 +289,8 @@ _BY_CLASS: dict[str, Callable[[Any], None]] = {
     "layers.blur_pool.BlurPool2d": _blur_pool,
     "layers.bottleneck_attn.BottleneckAttn": _attention_without_projection,
     "layers.halo_attn.HaloAttn": _attention_without_projection,
+    "layers.mixed_conv2d.MixedConv2d": _mixed_convolution,
+    "layers.selective_kernel.SelectiveKernel": _selective_kernel,
     "layers.pos_embed_rel.RelPosBias": _bias_of_heads_last,
     "layers.pos_embed_rel.RelPosBiasTf": _bias_of_heads_first,
     "layers.pos_embed_rel.RelPosMlp": _bias_of_heads_last,

@@ -198,6 +198,8 @@ class _Grouping:
         self._keys = list(walk.weights)
         read = {labels.tobytes() for labels in walk.operations.readers}
         self._reads = np.array([walk.weights[key].tobytes() in read for key in self._keys], dtype=bool)
+        learned = np.array([tensor in walk.parameters for tensor, _ in self._keys], dtype=bool)
+        self._gives = learned & ~self._reads
         self._residual = self._roots_of(walk.operations.residual)
         self._statistics = self._roots_of(walk.operations.statistics)
         self._group_of = np.full(self._root.shape, -1)
@@ -254,7 +256,8 @@ class _Grouping:
         together: dict[bytes, list[int]] = {}
         keys_of: dict[bytes, np.ndarray] = {}
         for root, keys, counts in self._units():
-            if self._reads[keys].any():  # else nothing reads it: there is nothing to win by cutting
+            # Cutting wins something where a unit is read, and can be where it comes from parameters.
+            if self._reads[keys].any() and self._gives[keys].any():
                 signature = np.stack([keys, counts]).tobytes()
                 together.setdefault(signature, []).append(root)
                 keys_of[signature] = keys
