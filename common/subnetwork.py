@@ -37,12 +37,12 @@ def cut(weights: Weights, mask: Mask, within: Mask | None = None) -> dict[str, T
 
 
 def masked(weights: Weights, mask: Mask) -> dict[str, Tensor]:
-    """The backbone's tensors with every column zeroed that reads a unit the mask drops."""
+    """The backbone's tensors (or some of them) with every column zeroed that reads a dropped unit."""
     result = {name: tensor.clone() for name, tensor in weights.items()}
     for group in mask.structure.groups:
         kept = np.append(mask[group.name], True)
         for member in group.members:
-            if member.reads:
+            if member.reads and member.tensor in result:
                 gone = torch.from_numpy(np.flatnonzero(~kept[member.unit_of]))
                 result[member.tensor].index_fill_(member.dim, gone, 0.0)
     return result
