@@ -7,12 +7,11 @@ and the tensors are assigned. The whole backbone never exists there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common.backbone import Backbone, Weights, features
+from common.backbone import Backbone, Weights
 from common.errors import WeightsError
 from common.mask import Mask
 from common.module_sizes import match_sizes
@@ -24,16 +23,17 @@ def rebuild(
 ) -> nn.Module:
     """A timm network of the shapes of `weights`, which it holds without a copy; evaluation mode.
 
-    Where `weights` have no classifier it starts at zero, with `num_classes` outputs. Raises
-    WeightsError if tensors are missing, unknown, or do not fit together; with the `mask` that cut
-    them, every shape and dtype is held against what it leaves of the backbone, without a forward.
+    Where `weights` have no classifier it starts at zero, with `num_classes` outputs, for the features
+    that `mask` leaves (default: all). Raises WeightsError if tensors are missing, unknown, or of another
+    rank; with the `mask` that cut them, every shape and dtype is held against what it leaves.
     """
     classifier = [name for name in backbone.classifier_tensors if name in weights]
     outputs = weights[classifier[0]].shape[0] if classifier else num_classes
     network = backbone.skeleton(outputs)
     wanted = network.state_dict()
+    blank = [name for name in backbone.classifier_tensors if name in wanted and not classifier]
     unknown = sorted(set(weights) - set(wanted))
-    missing = sorted(set(wanted) - set(weights) - set(backbone.classifier_tensors))
+    missing = sorted(set(wanted) - set(weights) - set(blank))
     ranks = [n for n in weights if n in wanted and weights[n].ndim != wanted[n].ndim]
     if unknown or missing or ranks:
         raise WeightsError(
@@ -41,16 +41,15 @@ def rebuild(
             f"unknown {unknown[:3]}, missing {missing[:3]}, of another rank {ranks[:3]}; "
             "fetch the sub-network again"
         )
-    width = None
-    if mask is not None:
-        selection = Selection(mask)
+    selection = None if mask is None else Selection(mask)
+    if selection is not None:
         _check_cut(weights, wanted, selection)
-        name = backbone.classifier_tensors[0]
-        width = selection.shape(name, wanted[name].shape)[1]
-    _resize(network, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    like = next(tensor for tensor in weights.values() if tensor.is_floating_point())
     tensors = dict(weights)
-    if not classifier:
-        tensors |= _blank_classifier(network, backbone, tensors, width)
+    for name in blank:
+        shape = wanted[name].shape if selection is None else selection.shape(name, wanted[name].shape)
+        tensors[name] = like.new_zeros(shape)
+    _resize(network, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     network.load_state_dict(tensors, strict=True, assign=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
@@ -83,31 +82,6 @@ def _resize(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
             setattr(module, leaf, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
     for module in network.modules():
         match_sizes(module)
-
-
-def _blank_classifier(
-    network: nn.Module, backbone: Backbone, tensors: Weights, width: int | None
-) -> dict[str, Tensor]:
-    """A classifier of zeros, as wide as the features that the cut network gives: found where not told."""
-    wide: Any = network.get_submodule(backbone.classifier)
-    if width is None:
-        probe = torch.empty(1, *backbone.input_size, device="meta")
-        try:
-            with torch.no_grad():
-                width = features(network, probe).shape[-1]
-        except (RuntimeError, ValueError) as error:
-            raise WeightsError(
-                f"these tensors do not fit together as a {backbone.model}: {error}; "
-                "fetch the sub-network again"
-            ) from error
-    like = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
-    blank = nn.Linear(width, wide.out_features, bias=True, dtype=like.dtype, device=like.device)
-    nn.init.zeros_(blank.weight)
-    nn.init.zeros_(blank.bias)
-    path, _, leaf = backbone.classifier.rpartition(".")
-    setattr(network.get_submodule(path), leaf, blank)
-    names = backbone.classifier_tensors
-    return {names[0]: blank.weight.detach(), names[1]: blank.bias.detach()}
 
 
 def _fill_computed_buffers(network: nn.Module) -> None:

@@ -48,7 +48,7 @@ class Contest:
 
     def adapt(self, mask: Mask, **options: Any) -> Adapted:
         """The network that a mask cuts out, adapted; `options` go to `adapt_network`."""
-        network = rebuild(self.backbone, cut(self.features_of(), mask), len(self.task.classes))
+        network = rebuild(self.backbone, cut(self.features_of(), mask), len(self.task.classes), mask)
         settings = options.pop("settings", self.settings)
         return adapt_network(
             network, self.backbone, mask, self.task, settings, self.generator,

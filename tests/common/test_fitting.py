@@ -2,10 +2,12 @@ import math
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 from toys import Example, example, images_of, task_of
 
+from common.backbone import Backbone
 from common.fitting import (
     GaussianClasses,
     accuracy,
@@ -212,3 +214,29 @@ def test_accuracy_is_the_share_classified_right(ours):
     only = images_of(ours.backbone, per_class=5).subset(torch.tensor([1, 4, 7, 0]))
     assert accuracy(network, only) == 0.75
     assert math.isnan(accuracy(network, only.subset(torch.tensor([], dtype=torch.int64))))
+
+
+@pytest.mark.parametrize(
+    ("model", "classifiers"),
+    [
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),
+        ("crossvit_9_240", ("head.0", "head.1")),
+        ("resnetv2_18", ("head.fc",)),
+    ],
+)
+def test_models_with_two_classifiers_or_a_convolution_for_one_are_fitted_too(model, classifiers):
+    """The first one is fitted on what it is given; the other says nothing, and the answers are right."""
+    size = None if model.startswith("crossvit") else 32
+    arguments = {"embed_dim": 24, "depth": 2, "num_heads": 3} if model.startswith("deit") else {}
+    backbone = Backbone.from_timm(model, image_size=size, num_classes=5, arguments=arguments)
+    assert backbone.classifiers == classifiers
+    weights = timm.create_model(model, num_classes=5, **backbone.arguments).state_dict()
+    task = task_of(backbone)
+    network = SubNetwork.of(backbone, weights, Mask.full(backbone.structure())).network(num_classes=3)
+    assert network(torch.randn(2, *backbone.input_size)).shape == (2, 3)
+    fit(network, backbone, task.train, 3, generator(), 64)
+    assert accuracy(network, task.evaluation) > 0.9
+    for name in classifiers[1:]:
+        assert not any(p.any() for p in network.get_submodule(name).parameters())
+    first = network.get_submodule(classifiers[0])
+    assert all_features(network, task.evaluation).shape[1] == first.weight.shape[1]

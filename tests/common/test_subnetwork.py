@@ -305,8 +305,8 @@ def test_tensors_that_do_not_fit_together_are_refused(ours, subnetwork):
     """Each has the right name and rank, but one layer gives other channels than the next takes."""
     weights = dict(subnetwork.weights)
     weights["layer1.0.conv2.weight"] = weights["layer1.0.conv2.weight"][:, 1:]
-    with pytest.raises(WeightsError):
-        rebuild(ours.backbone, weights, 3)
+    with pytest.raises(WeightsError, match=r"not what the mask leaves: layer1\.0\.conv2\.weight"):
+        rebuild(ours.backbone, weights, 3, subnetwork.mask)
 
 
 CUT_OTHERWISE = [
