@@ -10,6 +10,7 @@ inspect --models` does; what a model came to is kept in benchmarks/results/struc
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from server.sweep import Record, sweep
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "structure.md"
+NUMBERS = re.compile(r"\d+")
 SECONDS = 240.0
 LIMIT = 300.0
 

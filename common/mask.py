@@ -127,6 +127,11 @@ class Mask(Mapping[str, np.ndarray]):
         """Floating-point operations per image of the network that it cuts out."""
         return self.structure.flops(self.counts)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tensors of the network that it cuts out."""
+        return self.structure.weight_bytes(self.counts)
+
     def within(self, other: Mask) -> bool:
         """Whether every unit kept here is kept there."""
         self._same_structure(other)

@@ -43,7 +43,7 @@ def discover(
     names = _names_of_one(network)
     walk = _Walk(_export(network, input_size), names)
     walk.make_rectangular()
-    return _Grouping(walk, names).structure(classifiers, model)
+    return _Grouping(walk, names).structure(classifiers, model, network.state_dict())
 
 
 def _names_of_one(network: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -209,19 +209,20 @@ class _Grouping:
     def _roots_of(self, labels: Sequence[Labels]) -> set[int]:
         return set(self._root[np.concatenate(labels)].tolist()) if labels else set()
 
-    def structure(self, classifiers: Sequence[str], model: Mapping[str, Any]) -> Structure:
+    def structure(
+        self, classifiers: Sequence[str], model: Mapping[str, Any], state: Mapping[str, torch.Tensor]
+    ) -> Structure:
         groups = self._groups()
-        weights, shapes = self._walk.weights, self._walk.shapes
+        shapes = self._walk.shapes
         work = [
             (constant // TRACE_BATCH if per_image else constant, rows)
             for constant, rows, per_image in self._walk.operations.work
         ]
-        sizes = []
-        for name, shape in shapes.items():
-            if name in self._walk.parameters:
-                labels = [weights.get((name, dim)) for dim in range(len(shape))]
-                solid = math.prod(n for n, row in zip(shape, labels, strict=True) if row is None)
-                sizes.append((solid, tuple(row for row in labels if row is not None)))
+        sizes = [self._size(name, shapes[name]) for name in shapes if name in self._walk.parameters]
+        stored = [
+            self._size(self._names_of_one[name][0], tuple(tensor.shape), tensor.element_size())
+            for name, tensor in state.items()
+        ]
         classes = shapes[f"{classifiers[0]}.weight"][0]
         return Structure(
             model,
@@ -229,8 +230,15 @@ class _Grouping:
             classes,
             self._cost(sizes, classifiers, groups),
             self._cost(work, classifiers, groups),
+            self._cost(stored, classifiers, groups),
             self._frozen(),
         )
+
+    def _size(self, name: str, shape: tuple[int, ...], each: int = 1) -> tuple[int, tuple[Labels, ...]]:
+        """How many indices a tensor has, times what each counts, as a product."""
+        labels = [self._walk.weights.get((name, dim)) for dim in range(len(shape))]
+        solid = math.prod(n for n, row in zip(shape, labels, strict=True) if row is None)
+        return each * solid, tuple(row for row in labels if row is not None)
 
     def _cost(
         self,

@@ -13,7 +13,10 @@ import numpy as np
 
 from common.errors import InputError, MismatchError
 
-FORMAT = 1
+FORMAT = 2
+
+MAX_INDICES = 2**24
+"""A tensor's dimension is not larger than that: what says otherwise is not read."""
 
 Kind = Literal["internal", "residual"]
 KINDS: tuple[Kind, ...] = ("internal", "residual")
@@ -93,7 +96,8 @@ class Structure:
 
     `model` names what it was found in: timm version, model name, arguments, input size; `classes`
     is the width of the backbone's own classifier. Costs are exact for the cut network: parameters,
-    and floating-point operations per image as torch counts them (two per multiply-add).
+    floating-point operations per image as torch counts them (two per multiply-add), and bytes of all
+    tensors of its state dict.
     """
 
     model: Mapping[str, Any]
@@ -101,6 +105,7 @@ class Structure:
     classes: int
     parameter_cost: Cost
     flop_cost: Cost
+    byte_cost: Cost
     frozen: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,15 +123,16 @@ class Structure:
                     or not (numbers.min() >= -1 and numbers.max() < group.units)
                 ):
                     problems.append(f"{group.name} numbers units that it has not")
-        terms = [
-            term
-            for cost in (self.parameter_cost, self.flop_cost)
-            for term in (*cost.terms, *cost.per_class)
-        ]
+        terms = [term for cost in self.costs for term in (*cost.terms, *cost.per_class)]
         if any(not 0 <= g < len(names) for term in terms for _, parts in term.axes for g, _ in parts):
             problems.append("a cost names a group that there is not")
         if problems:
             raise InputError(f"this is no structure: {'; '.join(problems[:5])}; fetch it again")
+
+    @property
+    def costs(self) -> tuple[Cost, Cost, Cost]:
+        """In parameters, floating-point operations, and bytes."""
+        return self.parameter_cost, self.flop_cost, self.byte_cost
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -168,6 +174,12 @@ class Structure:
     def flops(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
         """Floating-point operations per image of that network."""
         return self.flop_cost.at(
+            self.sizes if kept is None else kept, self.classes if classes is None else classes
+        )
+
+    def weight_bytes(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
+        """Bytes of that network's state dict: parameters and saved buffers, under all their names."""
+        return self.byte_cost.at(
             self.sizes if kept is None else kept, self.classes if classes is None else classes
         )
 
@@ -235,6 +247,7 @@ class Structure:
             self.classes,
             narrow_cost(self.parameter_cost),
             narrow_cost(self.flop_cost),
+            narrow_cost(self.byte_cost),
             {**self.frozen, **dropped},
         )
 
@@ -247,7 +260,7 @@ class Structure:
             key = unit_of.tobytes()
             if key not in patterns:
                 patterns[key] = len(rows)
-                rows.append(unit_of.tolist())
+                rows.append(_to_runs(unit_of))
             return patterns[key]
 
         groups = [
@@ -264,6 +277,7 @@ class Structure:
                 "classes": self.classes,
                 "parameters": _cost_to_lists(self.parameter_cost),
                 "flops": _cost_to_lists(self.flop_cost),
+                "bytes": _cost_to_lists(self.byte_cost),
                 "frozen": dict(self.frozen),
             },
             sort_keys=True,
@@ -283,7 +297,7 @@ class Structure:
                     f"the structure has format {data['format']}, this version reads {FORMAT}; "
                     "use the same version of maskvote on both sides"
                 )
-            rows = [np.asarray(row, dtype=np.int32) for row in data["patterns"]]
+            rows = [_from_runs(row) for row in data["patterns"]]
             groups = tuple(
                 Group(name, int(units), kind, bool(exact), tuple(
                     Member(tensor, int(dim), rows[row], bool(reads))
@@ -296,12 +310,40 @@ class Structure:
                 int(data["classes"]),
                 Cost(*map(_terms, data["parameters"])),
                 Cost(*map(_terms, data["flops"])),
+                Cost(*map(_terms, data["bytes"])),
                 data["frozen"],
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"this is not a structure: {error!r}; fetch it again") from error
+
+
+def _to_runs(unit_of: np.ndarray) -> list[int]:
+    """Unit numbers as runs of first number, length, and step (0 or 1), one run after the other."""
+    runs: list[int] = []
+    steps = np.diff(unit_of)
+    changes = np.append(np.flatnonzero(np.diff(steps)) + 1, len(steps))
+    at = 0
+    while at < len(unit_of):
+        step = int(steps[at]) if at < len(steps) else 0
+        until = int(changes[np.searchsorted(changes, at, side="right")]) if at < len(steps) else at
+        length = until - at + 1 if step in (0, 1) else 1
+        runs += [int(unit_of[at]), length, step if length > 1 else 0]
+        at += length
+    return runs
+
+
+def _from_runs(runs: Sequence[int]) -> np.ndarray:
+    """Unit numbers, int32, of their runs; ValueError for what are none."""
+    numbers = np.asarray(runs, dtype=np.int64)
+    if numbers.ndim != 1:
+        raise ValueError("runs are not one list of numbers")
+    firsts, lengths, steps = numbers.reshape(-1, 3).T
+    if (lengths < 1).any() or lengths.sum() > MAX_INDICES:
+        raise ValueError(f"runs of {lengths.tolist()[:5]} indices; each has 1, all {MAX_INDICES} at most")
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return (np.repeat(firsts, lengths) + np.repeat(steps, lengths) * within).astype(np.int32)
 
 
 def _cost_to_lists(cost: Cost) -> list:

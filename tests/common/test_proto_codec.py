@@ -178,7 +178,7 @@ def test_a_receipt_survives_the_wire(entry, count):
 def test_the_first_unit_is_the_highest_bit_and_no_gap_is_between_groups():
     free = Cost((), ())
     groups = (Group("a:0", 3, "internal", True, ()), Group("b:0", 6, "internal", True, ()))
-    structure = Structure({}, groups, 2, free, free)
+    structure = Structure({}, groups, 2, free, free, free)
     kept = np.array([1, 0, 0, 0, 1, 1, 0, 0, 1], dtype=bool)
     message = codec.encode_contribution(Contribution(REQUEST_ID, Mask(structure, kept), 0, 0, 0))
     mask = pb.Contribution.FromString(message).mask

@@ -38,6 +38,7 @@ from common.errors import InputError, MismatchError, UnsupportedModel
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Group, Structure, discover
+from common.structure.structure import _from_runs, _to_runs
 from common.subnetwork import cut, masked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,6 +358,8 @@ def check_costs(backbone: Backbone, structure: Structure, mask: Mask, classes: i
         network(torch.zeros(1, *backbone.input_size))
     assert structure.parameters(mask.counts, classes) == sum(p.numel() for p in network.parameters())
     assert structure.flops(mask.counts, classes) == counter.get_total_flops()
+    saved = network.state_dict().values()
+    assert structure.weight_bytes(mask.counts, classes) == sum(tensor.nbytes for tensor in saved)
 
 
 def test_a_model_that_timm_does_not_know_is_refused_with_near_names():
@@ -379,6 +382,30 @@ def test_an_image_size_that_the_model_cannot_take_is_refused():
 def test_an_image_size_below_one_is_refused_at_once(image_size):
     with pytest.raises(InputError, match="image size"):
         Backbone.from_timm("resnet18", image_size=image_size)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30), st.sampled_from([0, 1])), min_size=1),
+    st.lists(st.integers(-1, 50), min_size=1),
+)
+def test_unit_numbers_are_the_same_after_a_journey_as_runs(runs, any_numbers):
+    """Whatever they are; those of channels, heads and halves take a few numbers."""
+    numbers = np.concatenate([first + step * np.arange(length) for first, length, step in runs])
+    for unit_of in (numbers.astype(np.int32), np.array(any_numbers, dtype=np.int32)):
+        again = _from_runs(_to_runs(unit_of))
+        assert again.dtype == np.int32
+        assert np.array_equal(again, unit_of)
+    assert _to_runs(np.arange(512, dtype=np.int32)) == [0, 512, 1]
+    assert _to_runs(np.repeat([0, 1, 2], 64).astype(np.int32)) == [0, 64, 0, 1, 64, 0, 2, 64, 0]
+
+
+@pytest.mark.parametrize("runs", [[0, 0, 1], [0, -1, 1], [0, 2**40, 1], [0, 1], [[0, 1, 1]], ["a", 1, 1]])
+def test_runs_that_are_none_are_refused_before_memory_is_taken(runs):
+    text = example("test_resnet").structure.to_json()
+    data = json.loads(text)
+    data["patterns"][0] = runs
+    with pytest.raises(InputError, match=r"not a structure|no structure"):
+        Structure.from_json(json.dumps(data))
 
 
 # -- JSON and digest -------------------------------------------------------------------------------
@@ -434,7 +461,7 @@ def test_the_digest_is_the_same_for_any_number_of_classes():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "null", '{"format": 1}', b"\xff", '{"format": 1, "groups": 3}']
+    "text", ["", "[]", "{}", "null", '{"format": 2}', b"\xff", '{"format": 2, "groups": 3}']
 )
 def test_what_is_no_structure_is_refused(text):
     with pytest.raises(InputError, match="not a structure"):
@@ -443,5 +470,5 @@ def test_what_is_no_structure_is_refused(text):
 
 def test_a_structure_of_another_format_is_refused_by_name():
     data = json.loads(example("test_resnet").structure.to_json())
-    with pytest.raises(MismatchError, match="format 99, this version reads 1"):
+    with pytest.raises(MismatchError, match="format 99, this version reads 2"):
         Structure.from_json(json.dumps(data | {"format": 99}))

@@ -203,7 +203,7 @@ def structure_of(sizes: Sequence[int]) -> Structure:
         Group(f"g{k}", n, "internal", True, (Member(f"t{k}", 0, np.arange(n, dtype=np.int32), False),))
         for k, n in enumerate(sizes)
     )
-    return Structure({"toy": "rows"}, groups, 2, Cost((), ()), Cost((), ()))
+    return Structure({"toy": "rows"}, groups, 2, Cost((), ()), Cost((), ()), Cost((), ()))
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Heads(nn.Module):
 def cutting(*places: tuple[str, int]) -> Structure:
     members = tuple(Member(tensor, dim, np.arange(4, dtype=np.int32), False) for tensor, dim in places)
     group = Group("group", 4, "internal", True, members)
-    return Structure({}, (group,), 2, Cost((), ()), Cost((), ()))
+    return Structure({}, (group,), 2, Cost((), ()), Cost((), ()), Cost((), ()))
 
 
 def test_modules_of_one_head_and_those_around_others_are_no_attention():

@@ -21,7 +21,7 @@ def structure_of(*sizes: int) -> Structure:
     groups = tuple(
         Group(name, size, "internal", True, ()) for name, size in zip("abcdef", sizes, strict=False)
     )
-    return Structure({"model": "none"}, groups, 2, NOTHING, NOTHING)
+    return Structure({"model": "none"}, groups, 2, NOTHING, NOTHING, NOTHING)
 
 
 FOUR_AND_TWO = structure_of(4, 2)
@@ -221,7 +221,7 @@ def test_masks_of_different_structures_do_not_vote_together(score):
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_of_another_structure_do_not_vote_on_this_one(method):
     """Though their groups have the same names and sizes."""
-    twin = Structure({"model": "twin"}, FOUR_AND_TWO.groups, 2, NOTHING, NOTHING)
+    twin = Structure({"model": "twin"}, FOUR_AND_TWO.groups, 2, NOTHING, NOTHING, NOTHING)
     with pytest.raises(MismatchError, match=twin.digest[:12]):
         elect(twin, [Ballot(mask_of("1000"), 0.5)], method, (1, 1), FLAT)
 
