@@ -105,13 +105,12 @@ def totals(summaries: list[dict[str, Any]]) -> str:
         "",
     ]
     for s in done:
-        reasons: dict[str, list[str]] = {}
+        alike: dict[str, list[str]] = {}
         for name, reason in s["unproved"].items():
-            reasons.setdefault(reason.split("@")[0], []).append(name)
-        for reason, names in reasons.items():
-            lines.append(
-                f"* {s['model']}: {', '.join(list(braced(names))[:3])} ({len(names)}) - {reason[:160]}"
-            )
+            alike.setdefault(NUMBERS.sub("#", reason), []).append(name)
+        for names in alike.values():
+            shown = ", ".join(list(braced(names))[:2])
+            lines.append(f"* {s['model']}: {len(names)} ({shown}): {s['unproved'][names[0]]}")
     if not any(s["unproved"] for s in done):
         lines.append("* nothing")
     frozen = Counter(

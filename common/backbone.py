@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import read_whole
@@ -24,6 +25,11 @@ LOADING_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 )
 """Arguments of timm.create_model that a description may not carry: it can come from a peer."""
+
+FILLING = frozenset(
+    {"normal_", "uniform_", "fill_", "zero_", "clamp_", "mul_", "add_", "erfinv_", "copy_"}
+)
+"""Operations by which parameters get their first values."""
 
 CLASSES_WHERE_NONE = 1000
 """Classes of the classifier given to models that timm builds without one."""
@@ -91,9 +97,17 @@ class Backbone:
                 f"timm {timm.__version__} has no model {model!r}; "
                 + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
             )
+        arguments = dict(arguments or {})
+        if "img_size" in arguments:
+            own = arguments.pop("img_size")
+            if not isinstance(own, int) or image_size not in (None, own):
+                raise UnsupportedModel(
+                    f"the argument img_size is {own}, the image size {image_size}; "
+                    "give the image size alone"
+                )
+            image_size = own
         if image_size is not None and image_size < 1:
             raise UnsupportedModel(f"the image size is {image_size} pixels; it is at least 1")
-        arguments = dict(arguments or {})
         network: Any = _create(model, num_classes, arguments)
         defaults = network.pretrained_cfg
         channels = arguments.get("in_chans", 3)
@@ -176,13 +190,26 @@ class Backbone:
 def _create(model: str, num_classes: int | None, arguments: Mapping[str, Any]) -> nn.Module:
     classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return timm.create_model(model, pretrained=False, **classes, **arguments)
     except Exception as error:  # of any kind: timm's constructors are not ours
         raise UnsupportedModel(
             f"timm refuses {model} with {dict(classes, **arguments)}: {error}; "
             "change the arguments or choose another model"
         ) from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Meta tensors are not filled with numbers, which takes most of the time: they can hold none."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in FILLING:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
 
 
 def _is_linear(module: nn.Module) -> bool:

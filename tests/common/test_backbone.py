@@ -78,6 +78,8 @@ def test_a_skeleton_has_shapes_and_no_weights(ours):
         ("test_resnet", {"num_classes": 0}, r"no linear classifier \(fc\)"),
         ("qwen3_vit_88m_enc", {}, r"no linear classifier \(none named\)"),
         ("test_resnet", {"image_size": 0}, "image size is 0 pixels"),
+        ("test_vit", {"image_size": 32, "arguments": {"img_size": 48}}, "give the image size alone"),
+        ("test_vit", {"arguments": {"img_size": [32, 48]}}, "give the image size alone"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_refused(model, options, message):
@@ -243,3 +245,25 @@ def test_the_digest_of_weights_sees_names_shapes_types_and_values():
 
 def test_tensors_without_values_have_a_digest_too():
     assert weights_digest({"a": torch.zeros(0)}) != weights_digest({"a": torch.zeros(0, 2)})
+
+
+def test_an_image_size_among_the_arguments_is_the_image_size():
+    """What the model is built for is what it is traced and proved with."""
+    given = Backbone.from_timm("test_vit", arguments={"img_size": 48})
+    assert given == Backbone.from_timm("test_vit", image_size=48)
+    assert given.input_size == (3, 48, 48)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_skeleton_has_the_shapes_and_types_of_timms_model_and_no_numbers(model):
+    skeleton = Backbone.from_timm(model).skeleton()
+    with torch.device("meta"):
+        own = timm.create_model(model)
+    described = [
+        {
+            name: (t.shape, t.dtype, t.device.type)
+            for name, t in (*n.named_parameters(), *n.named_buffers())
+        }
+        for n in (skeleton, own)
+    ]
+    assert described[0] == described[1]

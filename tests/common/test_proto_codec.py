@@ -38,7 +38,7 @@ from common.exchange import (
 from common.mask import Mask
 from common.signature import TaskSignature
 from common.structure import Group, Structure
-from common.structure.structure import Cost
+from common.structure.cost import Cost
 from common.subnetwork import SubNetwork
 from protos import maskvote_pb2 as pb
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from common.backbone import Backbone, Weights
 from common.mask import Mask
 from common.structure import Group, Member, Structure, discover
-from common.structure.structure import Cost
+from common.structure.cost import Cost
 from common.task_data import PixelImages, Task
 
 INPUT = (3, 2, 2)

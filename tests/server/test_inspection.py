@@ -11,7 +11,7 @@ from common.backbone import Backbone
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Group, Member, Structure
-from common.structure.structure import Cost
+from common.structure.cost import Cost
 from common.subnetwork import cut
 from server.inspection import Inspection, attention_heads, inspection
 from server.proved_table import ProvedTable, proved_table

@@ -93,7 +93,7 @@ def test_a_table_is_the_same_after_json(made):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]\n{}", '{"format": 1}\n', "text", '{"format": 1}\n{"format": 1}']
+    "text", ["", "[]\n{}", '{"format": 1}\n', "text", '{"format": 1}\n{"format": 2}']
 )
 def test_a_text_that_is_no_table_is_told(text):
     with pytest.raises(InputError, match=r"no table|not a structure"):

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from common.errors import InputError, MismatchError
 from common.exchange import METHODS
 from common.mask import Mask
-from common.structure import Structure
-from common.structure.structure import Cost, Group
+from common.structure import Group, Structure
+from common.structure.cost import Cost
 from server.voting import Ballot, elect, mvp_vote, smsp_score, with_runners_up
 
 NOTHING = Cost((), ())
