@@ -41,7 +41,7 @@ class Grouping:
         self, classifiers: Sequence[str], model: Mapping[str, Any], state: Mapping[str, torch.Tensor]
     ) -> Structure:
         """The structure, with the costs of a network of this state dict."""
-        groups = self._groups()
+        groups = self._groups(state)
         shapes = self._walk.shapes
         work = [
             (constant // TRACE_BATCH if per_image else constant, rows)
@@ -89,7 +89,8 @@ class Grouping:
             into.append(self._term(constant, inner, groups))
         return Cost(merged(terms), merged(per_class))
 
-    def _groups(self) -> tuple[Group, ...]:
+    def _groups(self, state: Mapping[str, torch.Tensor]) -> tuple[Group, ...]:
+        saved = np.array([tensor in state for tensor, _ in self._keys], dtype=bool)
         together: dict[bytes, list[int]] = {}
         keys_of: dict[bytes, np.ndarray] = {}
         for root, keys, counts in self._units():
@@ -97,7 +98,7 @@ class Grouping:
             if self._reads[keys].any() and self._gives[keys].any():
                 signature = np.stack([keys, counts]).tobytes()
                 together.setdefault(signature, []).append(root)
-                keys_of[signature] = keys
+                keys_of[signature] = keys[saved[keys]]  # what is computed anew is not cut
         groups: list[Group] = []
         names: set[str] = set()
         for signature, roots in together.items():
