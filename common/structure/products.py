@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from common.structure import movement
 from common.structure.labels import Block, Labelled, Labels
 from common.structure.operators import Arguments, Operations, Rule, rules_into, unknown
 
@@ -144,6 +145,44 @@ def _matmul(o: Operations, a: Arguments, shape: Any) -> Labelled:
     result = replace(o.elementwise([rows, columns], tuple(shape)), sources=o.product_of(left, right))
     o.count_work(result, 2, *o.extents(result), contracted)
     return result
+
+
+@rule("einsum")
+def _einsum(o: Operations, a: Arguments, shape: Any) -> Labelled:
+    inputs, arrow, output = a["equation"].replace(" ", "").partition("->")
+    terms, tensors = inputs.split(","), list(a["tensors"])
+    plain = arrow and all(term.isalpha() and len(set(term)) == len(term) for term in (*terms, output))
+    if not plain or len(tensors) != 2:
+        return unknown(o, tensors, shape, f"einsum of {a['equation']!r}")
+    contracted: list[Labels | int] = []
+    for letter in sorted(set(inputs) - {","} - set(output)):
+        sides = [(k, term.index(letter)) for k, term in enumerate(terms) if letter in term]
+        blocks = [tensors[k].block_at(dim) for k, dim in sides]
+        contracted.append(tensors[sides[0][0]].shape[sides[0][1]])
+        if len(sides) == 2 and all(map(_alone, blocks)) and not all(t.from_input for t in tensors):
+            left, right = (block.labels for block in blocks if block is not None)
+            o.partition.unite(left, right)
+            contracted[-1] = left
+            for (k, _), block, labels in zip(sides, blocks, (left, right), strict=True):
+                o.contract(None if tensors[k].from_input else labels, reads=True)
+                tensors[k] = tensors[k].with_blocks(b for b in tensors[k].blocks if b is not block)
+        for k, dim in sides:
+            tensors[k] = o.keep_whole(tensors[k], [dim], "it is summed with an uncuttable dimension")
+    parts = [_in_order(o, term, tensor, output) for term, tensor in zip(terms, tensors, strict=True)]
+    result = replace(o.elementwise(parts, tuple(shape)), sources=o.product_of(*tensors))
+    o.count_work(result, 2, *o.extents(result), *contracted)
+    return result
+
+
+def _in_order(o: Operations, term: str, tensor: Labelled, output: str) -> Labelled:
+    """A tensor over the dimensions of einsum's output: of size 1 those it lacks, without those summed."""
+    left = [letter for letter in term if letter in output]
+    tensor = movement.drop(o, tensor, [dim for dim, letter in enumerate(term) if letter not in output])
+    tensor = movement.permute(tensor, [left.index(letter) for letter in output if letter in left])
+    for dim, letter in enumerate(output):
+        if letter not in left:
+            tensor = movement.insert(tensor, dim)
+    return tensor
 
 
 def _alone(block: Block | None) -> bool:

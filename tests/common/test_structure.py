@@ -22,6 +22,7 @@ from toys import (
     Gated,
     Lonely,
     Mlp,
+    Relative,
     Residual,
     Sorted,
     Standardised,
@@ -225,6 +226,20 @@ def test_a_group_of_one_unit_is_no_group():
     structure = found_in(Lonely)
     assert list(kinds(structure)) == ["fc2.weight:0"]
     assert structure.frozen["fc1.weight:0"] == "it is all one unit"
+
+
+def test_a_sum_written_in_letters_couples_what_the_letters_share():
+    """einsum: a head's queries are read with a table that both heads share, and stay one unit."""
+    structure = found_in(Relative)
+    heads, _ = structure.groups
+    assert kinds(structure) == {
+        "qkv.weight:0": (2, "internal", True),
+        "proj.weight:0": (4, "internal", True),
+    }
+    assert members(heads)["proj.weight:1"] == [0, 0, 0, 1, 1, 1]
+    assert "table:2" not in members(heads)
+    linear = 2 * 4 * (3 * 9 + 3 * 4) + 2 * 4 * 2
+    assert structure.flops((1, 4)) == linear + 3 * (2 * 4 * 4 * 3)
 
 
 def test_an_operation_without_a_rule_freezes_what_it_touches_and_nothing_else():

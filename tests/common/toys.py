@@ -176,6 +176,26 @@ class Lonely(nn.Module):
         return self.fc(self.fc2(hidden * similar[:, 0]).relu())
 
 
+class Relative(nn.Module):
+    """Two heads of width 3, each with a bias that it reads off a table shared by both; four tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(3, 18)
+        self.table = nn.Parameter(torch.zeros(4, 4, 3))
+        self.proj = nn.Linear(6, 4)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).transpose(1, 2)
+        count, length, _ = tokens.shape
+        qkv = self.qkv(tokens).reshape(count, length, 3, -1, 3).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        bias = torch.einsum("bhic,ijc->bhij", query, self.table)
+        mixed = (query @ key.transpose(-2, -1) + bias).softmax(-1) @ value
+        return self.fc(self.proj(mixed.transpose(1, 2).reshape(count, length, -1)).relu().mean(1))
+
+
 class Sorted(nn.Module):
     """What runs along a dimension in an order has no rule: cumprod freezes the hidden units."""
 
