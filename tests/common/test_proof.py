@@ -14,8 +14,6 @@ from common.rebuild import rebuild
 from common.structure import Group, Structure
 from common.subnetwork import cut, masked
 
-SWIN = {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
-
 
 @pytest.fixture(scope="module")
 def resnet():
@@ -23,10 +21,8 @@ def resnet():
 
 
 @pytest.fixture(scope="module")
-def swin() -> tuple[Backbone, Structure]:
-    backbone = Backbone.from_timm(
-        "swin_tiny_patch4_window7_224", num_classes=4, image_size=32, arguments=SWIN
-    )
+def shvit() -> tuple[Backbone, Structure]:
+    backbone = Backbone.from_timm("shvit_s1", num_classes=4, image_size=64)
     return backbone, backbone.structure(("internal", "residual"))
 
 
@@ -59,16 +55,16 @@ def test_branches_that_start_at_zero_still_show_an_effect():
     assert "no effect" not in {verdict.outcome for verdict in verdicts}
 
 
-def test_groups_whose_forward_has_their_size_written_in_are_frozen_and_the_rest_cuts_right(swin):
-    """The heads of a Swin cannot be rebuilt; all that is left is equal to the masked network."""
-    backbone, structure = swin
+def test_groups_whose_forward_has_their_size_written_in_are_frozen_and_the_rest_cuts_right(shvit):
+    """One number says how wide what SHViT's attention takes and gives is; the rest equals masking."""
+    backbone, structure = shvit
     proof = prove(backbone, structure)
-    heads = {g.name for g in structure.groups if ".attn." in g.name}
-    assert heads
-    assert set(proof.frozen) == heads
-    assert any("the cut network raises" in reason for reason in proof.frozen.values())
+    values = {g.name for g in structure.groups if ".qkv." in g.name}
+    assert values
+    assert values <= set(proof.frozen) < {g.name for g in structure.groups}
+    assert all("the cut network raises" in reason for reason in proof.frozen.values())
     proved = proof.proved(structure)
-    assert {g.name for g in proved.groups} == {g.name for g in structure.groups} - heads
+    assert {g.name for g in proved.groups} == {g.name for g in structure.groups} - set(proof.frozen)
     assert set(proof.frozen.items()) <= set(proved.frozen.items())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
