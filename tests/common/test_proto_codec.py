@@ -375,8 +375,8 @@ def test_a_structure_never_decompresses_past_its_announced_size(offer, claimed_b
         (b"[" * 200_000, "RecursionError"),
         (b'{"\xff": 1}', "Unicode"),
         (b"7", "TypeError"),
-        (b'{"format":1,"patterns":[[1e999]]}', "OverflowError"),
-        (b'{"format":1,"patterns":[[99999999999999999999]]}', "OverflowError"),
+        (b'{"format":2,"patterns":[[1e999]]}', "OverflowError"),
+        (b'{"format":2,"patterns":[[99999999999999999999]]}', "OverflowError"),
     ],
 )
 def test_a_structure_that_is_none_is_refused(text, says):
