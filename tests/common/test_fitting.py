@@ -230,7 +230,9 @@ def test_models_with_two_classifiers_or_a_convolution_for_one_are_fitted_too(mod
     arguments = {"embed_dim": 24, "depth": 2, "num_heads": 3} if model.startswith("deit") else {}
     backbone = Backbone.from_timm(model, image_size=size, num_classes=5, arguments=arguments)
     assert backbone.classifiers == classifiers
-    weights = timm.create_model(model, num_classes=5, **backbone.arguments).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = timm.create_model(model, num_classes=5, **backbone.arguments).state_dict()
     task = task_of(backbone)
     network = SubNetwork.of(backbone, weights, Mask.full(backbone.structure())).network(num_classes=3)
     assert network(torch.randn(2, *backbone.input_size)).shape == (2, 3)
