@@ -112,15 +112,13 @@ class _Trial:
         self._generator = np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._network = timm.create_model(
+            network = timm.create_model(
                 backbone.model, num_classes=backbone.num_classes, **backbone.arguments
             ).eval()
             images = torch.randn(2, *backbone.input_size)
-            _randomise(self._network, images)
-        self._image = images[:1]
-        self._weights = dict(self._network.state_dict())
+            _randomise(network, images)
+        self._reference = _Reference(network, dict(network.state_dict()), images[:1])
         self._precise: _Reference | None = None
-        self._reference = _Reference(self._network, self._weights, self._image)
 
     def alone(self, group: Group) -> Verdict:
         """The verdict on a group of which half is cut, and nothing else."""

@@ -35,7 +35,6 @@ class Operations(Coupling):
         self.work: list[tuple[int, tuple[Labels, ...], bool]] = []
         self.readers: list[Labels] = []
         self.writers: list[Labels] = []
-        self.unknown: list[str] = []
         self._made_of: dict[int, frozenset[int]] = {INPUT: frozenset()}
 
     def product_of(self, *operands: Labelled | None) -> frozenset[int]:
@@ -296,7 +295,6 @@ def pointwise(o: Operations, name: str, tensors: list[Labelled], shape: Any) -> 
 
 def unknown(o: Operations, tensors: Sequence[Labelled | None], shape: Any, name: str) -> Any:
     """Freeze what an operation without a rule touches."""
-    o.unknown.append(name)
     for tensor in tensors:
         o.freeze(tensor, f"no rule for the operation '{name}'")
     sources = o.product_of(*tensors)
