@@ -10,6 +10,8 @@
     |   +-- UnsupportedModel     a timm model that is unknown or whose structure cannot be followed
     +-- MismatchError        both sides are sound but do not belong together (digests differ)      exit 3
     +-- LibraryError         the server's own store: damaged, locked, full, of another version     exit 4
+    +-- AccessError          who asks is not let in: no token, an unknown or a revoked one         exit 5
+    +-- UnavailableError     the server cannot be reached, or serves as many as it can             exit 6
 
 A message gives the value, the rule, and the next action, in one sentence each.
 """
@@ -63,3 +65,22 @@ class LibraryError(MaskvoteError):
     """The library file is damaged, locked, full, or of another version."""
 
     exit_status = 4
+
+
+class AccessError(MaskvoteError):
+    """The caller is not let in, or may not do this."""
+
+    exit_status = 5
+
+
+class UnavailableError(MaskvoteError):
+    """The server cannot be reached, or has too much to do; the same call may succeed later.
+
+    `retry_seconds` is how long to wait, if the server says so.
+    """
+
+    exit_status = 6
+
+    def __init__(self, message: str, retry_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds

@@ -101,6 +101,63 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class BudgetLimits:
+    """The smallest sub-network: what a budget is at least. One above the backbone gives all of it.
+
+    `keep_ratio` is in (0, 1]; the parameters of a task of K classes are at least `parameters` + K *
+    `parameters_per_class`.
+    """
+
+    keep_ratio: float
+    parameters: int
+    parameters_per_class: int
+
+    def check(self, budget: Budget, classes: int) -> None:
+        """Raise BudgetError, naming the least that is enough, for a budget below the limits."""
+        least = self.parameters + classes * self.parameters_per_class
+        if budget.keep_ratio is not None and budget.keep_ratio < self.keep_ratio:
+            raise BudgetError(
+                f"the keep ratio is {budget.keep_ratio}, the smallest sub-network keeps "
+                f"{self.keep_ratio:g} of the units; ask for at least that"
+            )
+        if budget.parameters is not None and budget.parameters < least:
+            raise BudgetError(
+                f"the budget is {budget.parameters:,} parameters, the smallest sub-network for {classes} "
+                f"classes needs {least:,}; ask for at least {least:,} parameters"
+            )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server accepts of one caller; see `Limits` in protos/devices.proto."""
+
+    message_bytes: int = 4 * 2**20
+    calls_per_minute: int = 600
+    burst: int = 60
+    concurrent_calls: int = 8
+    receive_seconds: int = 20
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 1 or max(vars(self).values()) >= 2**32:
+            raise InputError(f"these limits are {vars(self)}; each is at least 1, and below 2**32")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a server says of itself beside its offer: its backbone by name and digest, and its limits.
+
+    `weights_digest` is the sha256 of the backbone's weights, in hexadecimal: for people to compare, as
+    no device ever holds them.
+    """
+
+    model: str
+    weights_digest: str
+    budgets: BudgetLimits
+    limits: Limits
+    server_version: str
+
+
+@dataclass(frozen=True)
 class TaskDescription:
     """A device's request: the signature of its task, and what it can afford.
 
@@ -143,19 +200,18 @@ Origin = Literal["vote", "importance"]
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """The server's answer: a sub-network within the budget, and how far it is to be pruned down.
+class Choice:
+    """Which sub-network a device is assigned, and how far it is to be pruned down; not yet its weights.
 
-    `target` are the units per group that the contributed mask keeps, at most those of the
-    sub-network's mask: what the device drops, and what it does not, is what the library learns. With
-    `rounds` above 0 (up to 1000) the network itself is pruned down to it (MVP); with 0 it stays
-    (SMSP).
+    `target` are the units per group that the contributed mask keeps, at most those of `mask`: what the
+    device drops, and what it does not, is what the library learns. With `rounds` above 0 (up to 1000)
+    the network itself is pruned down to it (MVP); with 0 it stays (SMSP).
     """
 
     request_id: str
     method: Method
     origin: Origin
-    subnetwork: SubNetwork
+    mask: Mask
     target: tuple[int, ...]
     rounds: int
     neighbours: tuple[Neighbour, ...]
@@ -164,13 +220,31 @@ class Assignment:
         check_request_id(self.request_id)
         if not 0 <= self.rounds <= MAX_ROUNDS:
             raise InputError(f"{self.rounds} rounds of pruning; they are 0 to {MAX_ROUNDS}")
-        held = self.subnetwork.mask.counts
+        held = self.mask.counts
         if len(self.target) != len(held) or any(
             not 1 <= want <= have for want, have in zip(self.target, held, strict=True)
         ):
             raise InputError(
                 f"the target keeps {self.target} of {held} units per group; it keeps at least one "
                 "and at most what is held"
+            )
+
+
+@dataclass(frozen=True)
+class Assignment(Choice):
+    """The server's answer: a choice, and the sub-network that its mask cuts out.
+
+    Raises MismatchError where the sub-network is another mask's.
+    """
+
+    subnetwork: SubNetwork
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subnetwork.mask != self.mask:
+            differing = int((self.subnetwork.mask.kept != self.mask.kept).sum())
+            raise MismatchError(
+                f"message and network differ in {differing} units of their mask; ask again"
             )
 
 

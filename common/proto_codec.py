@@ -34,7 +34,6 @@ MAX_PAYLOAD_BYTES = 2 * 2**30
 MAX_STRUCTURE_BYTES = 4 * 2**20  # of JSON; timm's larger models need some tens of kilobytes
 MAX_UNITS = 2**24
 MAX_WIDTH = 2**14
-MAX_ROUNDS = 1000
 MAX_ENTRY_CHARACTERS = 200
 
 DIGEST_BYTES, REQUEST_ID_BYTES = 32, 16
@@ -52,7 +51,7 @@ Name = TypeVar("Name", bound=str)
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Turn whatever malformed bytes raise into an InputError."""
     try:
         yield
@@ -76,13 +75,13 @@ def encode_offer(offer: exchange.Offer) -> tuple[bytes, memoryview]:
         probe_digest=bytes.fromhex(offer.probe.digest),
         probe=_announce(payload),
     )
-    return _serialized(message), payload
+    return serialized(message), payload
 
 
-@_refusing("offer")
+@refusing("offer")
 def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
     """The offer, its structure and its probe checked against their digests."""
-    parsed = _parsed(pb.Offer, message)
+    parsed = parsed_as(pb.Offer, message)
     structure = _structure(parsed.structure)
     _check_announced(payload, parsed.probe)
     probe = Probe.from_bytes(payload, structure)
@@ -105,16 +104,16 @@ def encode_task_description(task: exchange.TaskDescription) -> bytes:
         budget=pb.Budget(**asdict(task.budget)),
         method=METHODS[task.method],
     )
-    return _serialized(message)
+    return serialized(message)
 
 
-@_refusing("task description")
+@refusing("task description")
 def decode_task_description(message: bytes) -> exchange.TaskDescription:
     """The task description; whether its signature is of the right probe is for the probe to say."""
-    parsed = _parsed(pb.TaskDescription, message)
+    parsed = parsed_as(pb.TaskDescription, message)
     budget, size = parsed.budget, parsed.budget.WhichOneof("size")
     return exchange.TaskDescription(
-        request_id=_hex(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+        request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
         signature=_signature(parsed.signature),
         budget=exchange.Budget(
             keep_ratio=budget.keep_ratio if size == "keep_ratio" else None,
@@ -125,42 +124,57 @@ def decode_task_description(message: bytes) -> exchange.TaskDescription:
     )
 
 
+def encode_choice(choice: exchange.Choice) -> bytes:
+    """The message of an Assignment whose network is fetched apart, and announced there."""
+    return serialized(_choice_message(choice))
+
+
 def encode_assignment(assignment: exchange.Assignment) -> tuple[bytes, memoryview]:
     """The message, and the sub-network's file."""
     payload = assignment.subnetwork.to_bytes()
-    message = pb.Assignment(
-        request_id=bytes.fromhex(assignment.request_id),
-        method=METHODS[assignment.method],
-        origin=ORIGINS[assignment.origin],
-        mask=_mask_message(assignment.subnetwork.mask),
-        target=assignment.target,
-        rounds=assignment.rounds,
-        neighbours=[pb.Neighbour(**asdict(neighbour)) for neighbour in assignment.neighbours],
-        subnetwork=_announce(payload),
-    )
-    return _serialized(message), payload
+    message = _choice_message(assignment)
+    message.subnetwork.CopyFrom(_announce(payload))
+    return serialized(message), payload
 
 
-@_refusing("assignment")
+@refusing("assignment")
+def with_subnetwork(choice: bytes, size: int, sha256: str) -> bytes:
+    """The message of `encode_assignment`, made of `encode_choice`'s and what was announced apart."""
+    message = parsed_as(pb.Assignment, choice)
+    message.subnetwork.CopyFrom(pb.Payload(size_bytes=size, sha256=bytes.fromhex(sha256)))
+    return serialized(message)
+
+
+@refusing("assignment")
 def decode_assignment(message: bytes, payload: Data, structure: Structure) -> exchange.Assignment:
     """The assignment, for a device that was offered this structure."""
-    parsed = _parsed(pb.Assignment, message)
-    _check_at_most(parsed.rounds, MAX_ROUNDS, "rounds")
+    parsed = parsed_as(pb.Assignment, message)
     mask = _mask(parsed.mask, structure)
     _check_announced(payload, parsed.subnetwork)
     subnetwork = SubNetwork.from_bytes(payload, structure)
-    if subnetwork.mask != mask:
-        differing = int((subnetwork.mask.kept != mask.kept).sum())
-        raise MismatchError(f"message and network differ in {differing} units of their mask; ask again")
-    _check_model(subnetwork.backbone, structure)
-    return exchange.Assignment(
-        request_id=_hex(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+    assignment = exchange.Assignment(
+        request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
         method=_named(METHODS, parsed.method, "method"),
         origin=_named(ORIGINS, parsed.origin, "origin"),
-        subnetwork=subnetwork,
+        mask=mask,
         target=tuple(parsed.target),
         rounds=parsed.rounds,
         neighbours=tuple(_neighbour(neighbour) for neighbour in parsed.neighbours),
+        subnetwork=subnetwork,
+    )
+    _check_model(subnetwork.backbone, structure)
+    return assignment
+
+
+def _choice_message(choice: exchange.Choice) -> pb.Assignment:
+    return pb.Assignment(
+        request_id=bytes.fromhex(choice.request_id),
+        method=METHODS[choice.method],
+        origin=ORIGINS[choice.origin],
+        mask=_mask_message(choice.mask),
+        target=choice.target,
+        rounds=choice.rounds,
+        neighbours=[pb.Neighbour(**asdict(neighbour)) for neighbour in choice.neighbours],
     )
 
 
@@ -173,15 +187,15 @@ def encode_contribution(contribution: exchange.Contribution) -> bytes:
         accuracy_after=contribution.accuracy_after,
         iterations=contribution.iterations,
     )
-    return _serialized(message)
+    return serialized(message)
 
 
-@_refusing("contribution")
+@refusing("contribution")
 def decode_contribution(message: bytes, structure: Structure) -> exchange.Contribution:
     """The contribution, for a library of this structure."""
-    parsed = _parsed(pb.Contribution, message)
+    parsed = parsed_as(pb.Contribution, message)
     return exchange.Contribution(
-        request_id=_hex(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+        request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
         mask=_mask(parsed.mask, structure),
         accuracy_before=parsed.accuracy_before,
         accuracy_after=parsed.accuracy_after,
@@ -191,34 +205,36 @@ def decode_contribution(message: bytes, structure: Structure) -> exchange.Contri
 
 def encode_receipt(receipt: exchange.Receipt) -> bytes:
     """The message."""
-    return _serialized(pb.Receipt(**asdict(receipt)))
+    return serialized(pb.Receipt(**asdict(receipt)))
 
 
-@_refusing("receipt")
+@refusing("receipt")
 def decode_receipt(message: bytes) -> exchange.Receipt:
     """The receipt."""
-    parsed = _parsed(pb.Receipt, message)
-    _check_at_most(len(parsed.entry), MAX_ENTRY_CHARACTERS, "characters of entry")
+    parsed = parsed_as(pb.Receipt, message)
+    check_at_most(len(parsed.entry), MAX_ENTRY_CHARACTERS, "characters of entry")
     return exchange.Receipt(parsed.entry, parsed.entries)
 
 
-def _parsed(kind: type[AnyMessage], message: bytes) -> AnyMessage:
-    _check_at_most(len(message), MAX_MESSAGE_BYTES, "bytes of message")
+def parsed_as(kind: type[AnyMessage], message: bytes) -> AnyMessage:
+    """A message of this kind. InputError above 4 MiB; malformed bytes are for `refusing` to tell."""
+    check_at_most(len(message), MAX_MESSAGE_BYTES, "bytes of message")
     return kind.FromString(message)
 
 
-def _serialized(message: Message) -> bytes:
-    _check_at_most(message.ByteSize(), MAX_MESSAGE_BYTES, "bytes of message")
+def serialized(message: Message) -> bytes:
+    """A message's bytes. InputError above 4 MiB."""
+    check_at_most(message.ByteSize(), MAX_MESSAGE_BYTES, "bytes of message")
     return message.SerializeToString()
 
 
 def _announce(payload: Data) -> pb.Payload:
-    _check_at_most(len(payload), MAX_PAYLOAD_BYTES, "bytes of network")
+    check_at_most(len(payload), MAX_PAYLOAD_BYTES, "bytes of network")
     return pb.Payload(size_bytes=len(payload), sha256=hashlib.sha256(payload).digest())
 
 
 def _check_announced(payload: Data, announced: pb.Payload) -> None:
-    _check_at_most(announced.size_bytes, MAX_PAYLOAD_BYTES, "bytes of network")
+    check_at_most(announced.size_bytes, MAX_PAYLOAD_BYTES, "bytes of network")
     if len(payload) != announced.size_bytes or hashlib.sha256(payload).digest() != announced.sha256:
         raise WeightsError(
             f"the network's {len(payload)} bytes are not those announced: {announced.size_bytes} of "
@@ -228,13 +244,13 @@ def _check_announced(payload: Data, announced: pb.Payload) -> None:
 
 def _structure(parsed: pb.Structure) -> Structure:
     size = parsed.json_size_bytes
-    _check_at_most(size, MAX_STRUCTURE_BYTES, "bytes of structure")
+    check_at_most(size, MAX_STRUCTURE_BYTES, "bytes of structure")
     stream = zlib.decompressobj()
     text = stream.decompress(parsed.json_zlib, size + 1)  # one more: to see that there is no more
     if len(text) != size or not stream.eof or stream.unused_data:
         raise InputError(f"the structure is not the {size} bytes announced; fetch the offer again")
     structure = Structure.from_json(text)
-    _check_at_most(structure.units, MAX_UNITS, "units")
+    check_at_most(structure.units, MAX_UNITS, "units")
     _check_same(structure.digest, parsed.digest, "structure")
     return structure
 
@@ -247,7 +263,7 @@ def _signature(parsed: pb.Signature) -> TaskSignature:
             f"{MAX_CLASSES} classes of 1 to {MAX_WIDTH} features of two bytes: compute it again"
         )
     means = np.frombuffer(parsed.means, HALF).reshape(classes, width).astype(np.float16)
-    probe = _hex(parsed.probe_digest, DIGEST_BYTES, "probe's digest")
+    probe = hexadecimal(parsed.probe_digest, DIGEST_BYTES, "probe's digest")
     return TaskSignature(probe, means, np.array(parsed.counts, dtype=np.int32))
 
 
@@ -261,7 +277,7 @@ def _mask(parsed: pb.Mask, structure: Structure) -> Mask:
 
 
 def _neighbour(parsed: pb.Neighbour) -> exchange.Neighbour:
-    _check_at_most(len(parsed.entry), MAX_ENTRY_CHARACTERS, "characters of entry")
+    check_at_most(len(parsed.entry), MAX_ENTRY_CHARACTERS, "characters of entry")
     if not 0 <= parsed.similarity <= 1:
         raise InputError(f"a neighbour's similarity is {parsed.similarity}; it lies in [0, 1]")
     return exchange.Neighbour(parsed.entry, parsed.similarity)
@@ -274,7 +290,8 @@ def _named(names: Mapping[Name, int], number: int, what: str) -> Name:
     raise InputError(f"there is no {what} {number}; known are {', '.join(names)}")
 
 
-def _hex(digest: bytes, size: int, what: str) -> str:
+def hexadecimal(digest: bytes, size: int, what: str) -> str:
+    """Raw bytes as the digits that names have here. InputError unless there are so many bytes."""
     if len(digest) != size:
         raise InputError(f"the {what} has {len(digest)} bytes; it has {size}")
     return digest.hex()
@@ -294,6 +311,7 @@ def _check_model(backbone: Backbone, structure: Structure) -> None:
         raise MismatchError(f"a network of {own[:200]}, not of {other[:200]}; fetch the offer again")
 
 
-def _check_at_most(number: int, limit: int, what: str) -> None:
+def check_at_most(number: int, limit: int, what: str) -> None:
+    """Raise InputError for a number above its limit."""
     if number > limit:
         raise InputError(f"{number} {what}; at most {limit} are allowed")

@@ -14,6 +14,7 @@ from common.exchange import (
     MAX_ROUNDS,
     Assignment,
     Budget,
+    Choice,
     Contribution,
     Neighbour,
     Offer,
@@ -100,13 +101,29 @@ class Coordinator:
 
         The same request again gets the same answer. Errors as of `exchange.Coordinator`.
         """
+        choice = self.choose(task, contributor)
+        return Assignment(**vars(choice), subnetwork=self.cut(choice.mask))
+
+    def choose(self, task: TaskDescription, contributor: str = "") -> Choice:
+        """What `assign` assigns, but for the network; it is on the disk when this returns."""
         stored = self._library.assignment_of(task.request_id)
         if stored is None or stored.description != task:
             # What differs under a request id that is taken, the library refuses.
             self._offer.probe.check(task.signature)
             neighbours = self._index.nearest(task.signature, self._settings.neighbours)
             stored = self._library.assigned(self._vote(task, neighbours, contributor))
-        return self._cut(stored)
+        return stored.choice
+
+    def chosen(self, request_id: str, contributor: str = "") -> Choice:
+        """What a request was assigned before. InputError if it never was."""
+        stored = self._library.assignment_of(request_id)
+        if stored is None:
+            raise InputError(f"request {request_id} was never assigned here; ask for a sub-network first")
+        return stored.choice
+
+    def cut(self, mask: Mask) -> SubNetwork:
+        """The sub-network that a mask cuts out of the backbone."""
+        return SubNetwork.of(self._offer.backbone, self._weights, mask)
 
     def _vote(
         self, task: TaskDescription, neighbours: tuple[Neighbour, ...], contributor: str
@@ -143,17 +160,6 @@ class Coordinator:
 
     def _allot(self, budget: Budget, task: TaskDescription) -> Counts:
         return allot(self._offer.structure, budget, task.signature.classes)
-
-    def _cut(self, stored: StoredAssignment) -> Assignment:
-        return Assignment(
-            request_id=stored.description.request_id,
-            method=stored.description.method,
-            origin=stored.origin,
-            subnetwork=SubNetwork.of(self._offer.backbone, self._weights, stored.mask),
-            target=stored.target,
-            rounds=stored.rounds,
-            neighbours=stored.neighbours,
-        )
 
     def record(self, contribution: Contribution) -> Receipt:
         """Store a contribution, then let its task vote: the next device finds it."""

@@ -14,7 +14,16 @@ from sqlalchemy import REAL, CheckConstraint, Column, Integer, LargeBinary, Meta
 
 from common.backbone import Backbone
 from common.errors import LibraryError
-from common.exchange import Budget, Contribution, Method, Neighbour, Offer, Origin, TaskDescription
+from common.exchange import (
+    Budget,
+    Choice,
+    Contribution,
+    Method,
+    Neighbour,
+    Offer,
+    Origin,
+    TaskDescription,
+)
 from common.mask import Mask
 from common.signature import Probe, TaskSignature
 from common.structure import Structure
@@ -129,6 +138,19 @@ class StoredAssignment:
     mask: Mask
     neighbours: tuple[Neighbour, ...]
     contributor: str
+
+    @property
+    def choice(self) -> Choice:
+        """What the device is told of it, before its network is cut."""
+        return Choice(
+            request_id=self.description.request_id,
+            method=self.description.method,
+            origin=self.origin,
+            mask=self.mask,
+            target=self.target,
+            rounds=self.rounds,
+            neighbours=self.neighbours,
+        )
 
 
 def standing_values(offer: Offer, weights_digest: str) -> Values:

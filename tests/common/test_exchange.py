@@ -25,6 +25,7 @@ def assignment_of(subnetwork: SubNetwork, **changes) -> Assignment:
         "request_id": "0" * 32,
         "method": "mvp",
         "origin": "vote",
+        "mask": subnetwork.mask,
         "subnetwork": subnetwork,
         "target": subnetwork.mask.counts,
         "rounds": 3,

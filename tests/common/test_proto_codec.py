@@ -26,6 +26,7 @@ from common.errors import (
     WeightsError,
 )
 from common.exchange import (
+    MAX_ROUNDS,
     METHODS,
     Assignment,
     Budget,
@@ -56,6 +57,7 @@ def assignment(backbone, structure, weights):
         request_id=REQUEST_ID,
         method="mvp",
         origin="vote",
+        mask=mask,
         subnetwork=SubNetwork.of(backbone, weights, mask),
         target=tuple(max(1, count // 2) for count in mask.counts),
         rounds=3,
@@ -147,10 +149,11 @@ def test_an_assignment_survives_the_wire(backbone, structure, weights, data, met
         data.draw(request_ids),
         method,
         origin,
-        SubNetwork.of(backbone, weights, mask),
+        mask,
         tuple(data.draw(st.integers(1, count)) for count in mask.counts),
-        data.draw(st.integers(0, codec.MAX_ROUNDS)),
+        data.draw(st.integers(0, MAX_ROUNDS)),
         tuple(neighbours),
+        SubNetwork.of(backbone, weights, mask),
     )
     received = codec.decode_assignment(*codec.encode_assignment(sent), structure)
     assert same_network(received.subnetwork, sent.subnetwork)
