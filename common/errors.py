@@ -10,7 +10,8 @@
     |   +-- UnsupportedModel     a timm model that is unknown or whose structure cannot be followed
     +-- MismatchError        both sides are sound but do not belong together (digests differ)      exit 3
     +-- LibraryError         the server's own store: damaged, locked, full, of another version     exit 4
-    +-- AccessError          who asks is not let in: no token, an unknown or a revoked one         exit 5
+    +-- AccessError          who asks may not do this                                              exit 5
+    |   +-- TokenError           who asks is not let in: no token, an unknown or a revoked one
     +-- UnavailableError     the server cannot be reached, or serves as many as it can             exit 6
 
 A message gives the value, the rule, and the next action, in one sentence each.
@@ -68,9 +69,13 @@ class LibraryError(MaskvoteError):
 
 
 class AccessError(MaskvoteError):
-    """The caller is not let in, or may not do this."""
+    """The caller may not do this."""
 
     exit_status = 5
+
+
+class TokenError(AccessError):
+    """The caller has no token, or one that is unknown or revoked."""
 
 
 class UnavailableError(MaskvoteError):

@@ -12,7 +12,15 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from common import errors, exchange
-from common.errors import InputError, LibraryError, MaskvoteError, MismatchError, UnavailableError
+from common.errors import (
+    AccessError,
+    InputError,
+    LibraryError,
+    MaskvoteError,
+    MismatchError,
+    TokenError,
+    UnavailableError,
+)
 from common.proto_codec import (
     DIGEST_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -42,9 +50,11 @@ STATUS_OF: dict[type[MaskvoteError], grpc.StatusCode] = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     MismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     LibraryError: grpc.StatusCode.UNAVAILABLE,
+    TokenError: grpc.StatusCode.UNAUTHENTICATED,
+    AccessError: grpc.StatusCode.PERMISSION_DENIED,
     UnavailableError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-"""The status of an error of these kinds; that of AccessError depends on whether there was a token."""
+"""The status of an error of these kinds, and of those more closely named."""
 
 KINDS: dict[str, type[MaskvoteError]] = {
     name: kind
@@ -185,7 +195,7 @@ def decode_part(message: bytes) -> bytes:
 
 
 def status_of(error: MaskvoteError) -> grpc.StatusCode:
-    """The status that a door answers with for an error that is not about access."""
+    """The status that a server answers with for an error."""
     for kind in type(error).__mro__:
         if kind in STATUS_OF:
             return STATUS_OF[kind]

@@ -1,0 +1,110 @@
+"""The gRPC door for devices: decode, call the coordinator, encode. protos/devices.proto says the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+from common.exchange import BudgetLimits, Limits, Terms
+from common.files import Data
+from common.grpc_codec import (
+    DEVICES,
+    PART_BYTES,
+    Resume,
+    decode_fetch_probe,
+    decode_fetch_subnetwork,
+    encode_announcement,
+    encode_part,
+    encode_terms,
+)
+from common.proto_codec import (
+    decode_contribution,
+    decode_task_description,
+    encode_choice,
+    encode_offer,
+    encode_receipt,
+)
+from common.structure import Structure
+from server.coordinator import Coordinator
+from server.grpc_calls import Call, Method, unary
+from server.spool import Spool
+
+PROBE = "probe"
+"""The key of the probe's file in the spool; those of sub-networks are their masks."""
+
+
+class DeviceService:
+    """Serves devices from one coordinator; files that are sent lie in the spool."""
+
+    def __init__(
+        self, coordinator: Coordinator, weights_digest: str, spool: Spool, limits: Limits
+    ) -> None:
+        self._coordinator = coordinator
+        self._spool = spool
+        offer = coordinator.offer()
+        message, self._probe = encode_offer(offer)
+        self._structure = offer.structure
+        terms = Terms(
+            model=offer.backbone.model,
+            weights_digest=weights_digest,
+            budgets=smallest_budgets(offer.structure),
+            limits=limits,
+            server_version=version("maskvote"),
+        )
+        self._welcome = encode_terms(message, terms)
+
+    def methods(self) -> list[Method]:
+        """The methods of the service."""
+        serving = {
+            "GetOffer": unary(self._get_offer),
+            "FetchProbe": self._fetch_probe,
+            "Assign": unary(self._assign),
+            "FetchSubNetwork": self._fetch_subnetwork,
+            "Record": unary(self._record),
+        }
+        return [Method(DEVICES.methods_by_name[name], "device", serve) for name, serve in serving.items()]
+
+    def _get_offer(self, message: bytes, call: Call) -> bytes:
+        return self._welcome
+
+    def _assign(self, message: bytes, call: Call) -> bytes:
+        task = decode_task_description(message)
+        call.facts["request"] = task.request_id
+        return encode_choice(self._coordinator.choose(task, call.caller.name))
+
+    def _record(self, message: bytes, call: Call) -> bytes:
+        contribution = decode_contribution(message, self._structure)
+        call.facts["request"] = contribution.request_id
+        return encode_receipt(self._coordinator.record(contribution, call.caller.name))
+
+    async def _fetch_probe(self, call: Call) -> None:
+        resume = decode_fetch_probe(await call.message())
+        await self._send(call, resume, PROBE, lambda: self._probe)
+
+    async def _fetch_subnetwork(self, call: Call) -> None:
+        request_id, resume = decode_fetch_subnetwork(await call.message())
+        call.facts["request"] = request_id
+        choice = await call.workers.run(self._coordinator.chosen, request_id, call.caller.name)
+        key = choice.mask.pack().hex()
+        await self._send(call, resume, key, lambda: self._coordinator.cut(choice.mask).to_bytes())
+
+    async def _send(self, call: Call, resume: Resume | None, key: str, make: Callable[[], Data]) -> None:
+        """Send a payload in parts, from where its receiver has got to."""
+        with await call.workers.run(self._spool.open, key, make) as payload:
+            announced = payload.announced
+            same = resume is not None and resume.sha256 == announced.sha256
+            offset = resume.offset if same and resume.offset <= announced.size else 0
+            await call.send(encode_announcement(announced, offset))
+            while part := payload.read(offset, PART_BYTES):
+                await call.send(encode_part(part))
+                offset += len(part)
+
+
+def smallest_budgets(structure: Structure) -> BudgetLimits:
+    """What a budget is at least: every group keeps one unit. Parameters grow evenly with the classes."""
+    none, one = (structure.parameters(structure.smallest, classes) for classes in (0, 1))
+    return BudgetLimits(
+        keep_ratio=sum(structure.smallest) / structure.units,
+        parameters=none,
+        parameters_per_class=one - none,
+    )

@@ -1,0 +1,71 @@
+"""Metrics: what Prometheus is told of the server's calls and of its library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from server.entries import Statistics
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+
+
+class Metrics:
+    """Numbers of one server, in a registry of their own."""
+
+    def __init__(self, statistics: Callable[[], Statistics]) -> None:
+        """`statistics` are the library's, asked for whenever somebody looks."""
+        self.registry = CollectorRegistry()
+        for process in (ProcessCollector, PlatformCollector, GCCollector):
+            process(registry=self.registry)
+        self.registry.register(_LibraryCollector(statistics))
+
+        self._calls = Counter(
+            "maskvote_calls", "Calls that ended.", ["method", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "maskvote_call_seconds", "How long calls took.", ["method"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._bytes = Counter(
+            "maskvote_bytes", "Bytes of messages.", ["method", "direction"], registry=self.registry
+        )
+        self._running = Gauge(
+            "maskvote_calls_running", "Calls in progress.", ["method"], registry=self.registry
+        )
+
+    @contextmanager
+    def running(self, method: str) -> Iterator[None]:
+        """A call in progress."""
+        with self._running.labels(method).track_inprogress():
+            yield
+
+    def ended(self, method: str, status: str, seconds: float, received: int, sent: int) -> None:
+        """A call that ended."""
+        self._calls.labels(method, status).inc()
+        self._seconds.labels(method).observe(seconds)
+        self._bytes.labels(method, "received").inc(received)
+        self._bytes.labels(method, "sent").inc(sent)
+
+
+class _LibraryCollector:
+    """The library's own numbers, read when they are asked for."""
+
+    def __init__(self, statistics: Callable[[], Statistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        statistics = self._statistics()
+        for name, text, value in (
+            ("entries_voting", "Entries that vote.", statistics.voting),
+            ("entries_removed", "Entries that were removed.", statistics.removed),
+            ("requests_unanswered", "Requests assigned and not recorded.", statistics.unanswered),
+            ("file_bytes", "Size of the library's file.", statistics.file_bytes),
+        ):
+            yield GaugeMetricFamily(f"maskvote_library_{name}", text, value=value)

@@ -1,0 +1,118 @@
+"""maskvote-server serve: a library, served over gRPC until the process is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import structlog
+
+from common.backbone import pretrained_weights, read_weights
+from common.command_line import settings_option
+from common.errors import InputError
+from common.exchange import Limits
+from server.coordinator import VotingSettings
+from server.library import Library
+from server.serving import GRACE_SECONDS, ServeSettings, Tls, serving
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("library", type=PATH)
+@click.option("--checkpoint", type=PATH, help="Safetensors file of the backbone's weights; without it, "
+              "those that timm publishes.")  # fmt: skip
+@settings_option("--address", default=ServeSettings.address, help="HOST:PORT to listen on.")
+@click.option("--certificate", type=PATH, help="The server's certificate chain (PEM).")
+@click.option("--key", type=PATH, help="The certificate's key (PEM).")
+@click.option("--client-ca", type=PATH, help="Ask devices for a certificate signed by this CA (PEM).")
+@click.option("--insecure", is_flag=True, help="Listen without TLS where others can reach it.")
+@click.option("--anonymous", is_flag=True, help="Take devices that have no token.")
+@click.option("--metrics", "metrics_address", help="HOST:PORT for Prometheus to read.")
+@settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
+@settings_option("--explore", default=VotingSettings.explore, help="Share of units that are runners-up.")
+@settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
+@settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
+@settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
+@click.option("--spool", type=PATH, help="Directory for networks while they are sent; default: the "
+              "system's temporary one.")  # fmt: skip
+def serve(
+    library: Path,
+    checkpoint: Path | None,
+    address: str,
+    certificate: Path | None,
+    key: Path | None,
+    client_ca: Path | None,
+    insecure: bool,
+    anonymous: bool,
+    metrics_address: str | None,
+    neighbours: int,
+    explore: float,
+    calls_per_minute: int,
+    concurrent_calls: int,
+    grace: float,
+    spool: Path | None,
+) -> None:
+    """Serve LIBRARY to devices and operators until SIGTERM or Ctrl-C; what runs then may end.
+
+    Example: maskvote-server serve birds.db --address 0.0.0.0:7070 --certificate server.crt --key server.key
+    """
+    settings = ServeSettings(
+        address=address,
+        tls=_tls(certificate, key, client_ca),
+        insecure=insecure,
+        anonymous=anonymous,
+        metrics_address=metrics_address,
+        spool=spool,
+        limits=Limits(calls_per_minute=calls_per_minute, concurrent_calls=concurrent_calls),
+        voting=VotingSettings(neighbours=neighbours, explore=explore),
+        grace_seconds=grace,
+    )
+    log_to_stderr()
+    with Library.open(library) as opened:
+        backbone = opened.offer.backbone
+        weights = (
+            pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
+        )
+        asyncio.run(_until_told_to_stop(opened, weights, settings))
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise InputError(
+            f"TLS needs --certificate ({certificate}) and --key ({key}); give both, or neither and no "
+            "--client-ca"
+        )
+    return Tls(certificate, key, client_ca)
+
+
+async def _until_told_to_stop(library: Library, weights: dict, settings: ServeSettings) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    async with serving(library, weights, settings) as port:
+        host = settings.address.rpartition(":")[0]
+        click.echo(f"{library.path} is served at {host}:{port}", err=True)
+        await told.wait()
+
+
+def log_to_stderr() -> None:
+    """One line an event on stderr: JSON, or coloured words where somebody is looking."""
+    to_a_person = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if to_a_person else [structlog.processors.dict_tracebacks]),
+            structlog.dev.ConsoleRenderer() if to_a_person else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )

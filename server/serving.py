@@ -1,0 +1,264 @@
+"""Serving: the gRPC server from its start to its end, with TLS, health, reflection and metrics."""
+
+from __future__ import annotations
+
+import ipaddress
+import resource
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from common.backbone import Weights
+from common.errors import InputError
+from common.exchange import Limits
+from common.grpc_codec import DEVICES
+from common.proto_codec import MAX_MESSAGE_BYTES
+from server.access import Access
+from server.coordinator import Coordinator, VotingSettings
+from server.grpc_calls import Calls, Workers
+from server.grpc_service import DeviceService
+from server.library import Library
+from server.metrics import Metrics
+from server.spool import Spool
+from server.tokens import identify
+
+SERVICES = (DEVICES,)
+
+WORKERS = 4
+"""Threads: the library takes one writer at a time, and cutting is bound by memory."""
+GRACE_SECONDS = 30
+MAX_FILES = 16_384
+
+logger = structlog.get_logger("maskvote")
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files: the server's certificate and key, and who signs the certificates of devices.
+
+    With `client_ca`, nobody is talked to who has none of those. Files that have changed are read again
+    for the next connection, so that a certificate can be renewed under a running server.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What the server listens with. InputError unless the files are of use."""
+        self._check()
+        stamp = self._stamp()
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal stamp
+            try:
+                if (changed := self._stamp()) == stamp:
+                    return None
+                self._check()
+                stamp, configuration = changed, self._configuration()
+            except (OSError, InputError) as error:
+                logger.warning("certificate", error=str(error))
+                return None
+            logger.info("certificate", renewed=str(self.certificate))
+            return configuration
+
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(), renewed, require_client_authentication=self.client_ca is not None
+        )
+
+    def _check(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+        except OSError as error:  # an SSLError is one too
+            raise InputError(
+                f"TLS cannot use {self.certificate}, {self.key}"
+                f"{'' if self.client_ca is None else f' and {self.client_ca}'} ({error}); give a "
+                "certificate and its own key without a password, as PEM files"
+            ) from error
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        roots = None if self.client_ca is None else self.client_ca.read_bytes()
+        pair = (self.key.read_bytes(), self.certificate.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        files = [self.certificate, self.key, *filter(None, [self.client_ca])]
+        return [(status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in files)]
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Where the server listens, whom it lets in, and how much of anything it takes.
+
+    Raises InputError for an address beyond this machine without TLS, unless it is `insecure`, and for
+    letting in anybody there.
+    """
+
+    address: str = "127.0.0.1:7070"
+    tls: Tls | None = None
+    insecure: bool = False
+    anonymous: bool = False
+    """Devices need no token. Operators always do."""
+    metrics_address: str | None = None
+    spool: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    voting: VotingSettings = field(default_factory=VotingSettings)
+    grace_seconds: float = GRACE_SECONDS
+
+    def __post_init__(self) -> None:
+        host, _ = host_and_port(self.address)
+        if self.insecure or is_loopback(host):
+            return
+        if self.tls is None:
+            raise InputError(
+                f"{self.address} can be reached by others, and without TLS they read every token; give "
+                "--certificate and --key, or listen on 127.0.0.1 (or --insecure, if a proxy before "
+                "this server speaks TLS)"
+            )
+        if self.anonymous and self.tls.client_ca is None:
+            raise InputError(
+                f"{self.address} can be reached by others, and --anonymous lets all of them in; give the "
+                "devices tokens, or ask them for certificates with --client-ca"
+            )
+
+
+@asynccontextmanager
+async def serving(library: Library, weights: Weights, settings: ServeSettings) -> AsyncIterator[int]:
+    """Serve a library until the context is left: then nothing new is taken, and what runs may end.
+
+    Gives the port that is listened on. InputError where an address cannot be used, MismatchError for
+    weights of another backbone.
+    """
+    _allow_many_files()
+    coordinator = Coordinator(library, weights, settings.voting)
+    access = Access(
+        lambda token: identify(library, token),
+        certificates=settings.tls is not None and settings.tls.client_ca is not None,
+        anonymous=settings.anonymous,
+    )
+    metrics = Metrics(library.statistics)
+    with (
+        ThreadPoolExecutor(WORKERS, thread_name_prefix="maskvote") as executor,
+        Spool(settings.spool) as spool,
+    ):
+        workers = Workers(executor)
+        calls = Calls(access, settings.limits, workers, metrics)
+        devices = DeviceService(coordinator, library.weights_digest, spool, settings.limits)
+        calls.add(*devices.methods())
+        server = grpc.aio.server(options=_options())
+        server.add_generic_rpc_handlers((calls,))
+        healthy = await _add_health_and_reflection(server)
+        port = _listen(server, settings)
+        stop_metrics = _serve_metrics(settings.metrics_address, metrics)
+        try:
+            await server.start()
+            logger.info("serving", address=settings.address, port=port, entries=len(library))
+            try:
+                yield port
+            finally:
+                logger.info("stopping", grace_seconds=settings.grace_seconds)
+                await healthy.enter_graceful_shutdown()
+                await server.stop(settings.grace_seconds)
+        finally:
+            stop_metrics()
+    logger.info("stopped")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of HOST:PORT, where an IPv6 host is in brackets. InputError if it is no such address."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"the address is {address!r}; it is HOST:PORT, for example 127.0.0.1:7070")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host's address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _options() -> Sequence[tuple[str, int]]:
+    return (
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", 8 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        ("grpc.max_concurrent_streams", 64),
+        # Bit 0 is no compression: four compressed megabytes would be gigabytes before any limit.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        # A second server on the same port would take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 300_000),
+    )
+
+
+def _listen(server: grpc.aio.Server, settings: ServeSettings) -> int:
+    try:
+        if settings.tls is None:
+            port = server.add_insecure_port(settings.address)
+        else:
+            port = server.add_secure_port(settings.address, settings.tls.credentials())
+    except RuntimeError as error:
+        raise InputError(
+            f"{settings.address} cannot be listened on ({error}); give a free port of this machine"
+        ) from error
+    return port
+
+
+async def _add_health_and_reflection(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    names = [service.full_name for service in SERVICES]
+    healthy = health.aio.HealthServicer()
+    for name in names:
+        await healthy.set(name, HealthCheckResponse.SERVING)
+    add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return healthy
+
+
+def _serve_metrics(address: str | None, metrics: Metrics) -> Callable[[], None]:
+    if address is None:
+        return lambda: None
+    host, port = host_and_port(address)
+    try:
+        server, thread = start_http_server(port, host, registry=metrics.registry)
+    except (OSError, socket.gaierror) as error:
+        raise InputError(
+            f"metrics cannot be served at {address} ({error}); give a free port of this machine"
+        ) from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
+
+
+def _allow_many_files() -> None:
+    """As many open connections as the system lets this process have, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

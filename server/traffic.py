@@ -1,0 +1,85 @@
+"""Traffic: how much one caller may ask for, and all of them together, before anything is read."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from common.errors import UnavailableError
+from common.exchange import Limits
+
+MAX_CALLS = 2000
+"""Calls in progress at one time, all callers together: slow ones cost some ten kilobytes each."""
+MAX_CALLERS = 10_000
+"""Callers that are remembered; whoever was not heard of longest starts anew."""
+
+
+@dataclass
+class _Account:
+    """What a caller may still start: `calls` at the time `at`, growing by the minute."""
+
+    calls: float
+    at: float
+    running: int = 0
+
+
+class Traffic:
+    """Counts calls; for one thread, as an event loop is. `clock` gives seconds that never run back."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self.running = 0
+
+    @contextmanager
+    def admitted(self, caller: str) -> Iterator[None]:
+        """One call of a caller, for as long as it lasts.
+
+        Raises UnavailableError, with the seconds to wait, if the caller has started too many calls
+        lately (a bucket of `burst`, filled at `calls_per_minute`), runs too many at once, or the server
+        does.
+        """
+        if self.running >= MAX_CALLS:
+            raise UnavailableError(
+                f"the server answers {MAX_CALLS:,} calls already, as many as it takes; call again later",
+                retry_seconds=5,
+            )
+        account = self._account(caller)
+        self._charge(account)
+        account.running += 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            account.running -= 1
+            self.running -= 1
+
+    def _account(self, caller: str) -> _Account:
+        account = self._accounts.setdefault(caller, _Account(self._limits.burst, self._clock()))
+        self._accounts.move_to_end(caller)
+        while len(self._accounts) > MAX_CALLERS:
+            self._accounts.popitem(last=False)
+        return account
+
+    def _charge(self, account: _Account) -> None:
+        limits, now = self._limits, self._clock()
+        if account.running >= limits.concurrent_calls:
+            raise UnavailableError(
+                f"{account.running} calls of this caller are running, and {limits.concurrent_calls} "
+                "may at one time; wait for one of them to end",
+                retry_seconds=1,
+            )
+        per_second = limits.calls_per_minute / 60
+        account.calls = min(limits.burst, account.calls + (now - account.at) * per_second)
+        account.at = now
+        if account.calls < 1:
+            raise UnavailableError(
+                f"more than {limits.calls_per_minute} calls a minute, after the first {limits.burst}; "
+                "call again later",
+                retry_seconds=(1 - account.calls) / per_second,
+            )
+        account.calls -= 1
