@@ -6,22 +6,24 @@ python -m benchmarks.grpc_abuse --json benchmarks/results/grpc_abuse.json
 from __future__ import annotations
 
 import json
+import re
 import socket
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
 import click
 import grpc
 import numpy as np
 
 from benchmarks.grpc_door import Record, method, milliseconds, own_channel, share
-from benchmarks.served import Ground, answer, prepare, serving_process
+from benchmarks.served import Ground, answer, free_port, prepare, serving_process
 from common.command_line import show
 from common.grpc_codec import Resume, encode_fetch_probe, encode_fetch_subnetwork
 from common.proto_codec import MAX_MESSAGE_BYTES, encode_task_description
@@ -36,7 +38,8 @@ MAX_REFUSAL_MS = 50
 def slow(ground: Ground, connections: int, seconds: float) -> Record:
     """Latency of a device's requests while so many connections dribble, a quarter of every kind."""
     lot = np.random.default_rng(5)
-    with serving_process(ground) as server, ExitStack() as open:
+    metrics = f"127.0.0.1:{free_port()}"
+    with serving_process(ground, "--metrics", metrics) as server, ExitStack() as open:
         channel = open.enter_context(grpc.insecure_channel(server.address))
         assign = channel.unary_unary(method("Assign"))
         quiet = [milliseconds(lambda: assign(ground.request(lot))) for _ in range(200)]
@@ -59,11 +62,12 @@ def slow(ground: Ground, connections: int, seconds: float) -> Record:
                 connection.dribble()
             turn += 1
             loud.append(milliseconds(lambda: assign(ground.request(lot))))
-        during = server.memory_kilobytes()
+        during, running = server.memory_kilobytes(), _calls_running(metrics)
         alive = sum(connection.alive for connection in held)
     return {
         "connections": connections,
         "open_at_the_end": alive,
+        "calls_running_at_the_end": running,
         "calls": len(loud),
         "p99_ms_before": share(quiet, 0.99),
         "p50_ms": share(loud, 0.5),
@@ -72,6 +76,12 @@ def slow(ground: Ground, connections: int, seconds: float) -> Record:
         "kilobytes_before": before,
         "kilobytes_during": during,
     }
+
+
+def _calls_running(metrics: str) -> float:
+    """What the server itself says of calls in progress."""
+    text = build_opener(ProxyHandler({})).open(f"http://{metrics}/metrics", timeout=10).read().decode()
+    return sum(float(value) for value in re.findall(r"^maskvote_calls_running{.*} (.*)$", text, re.M))
 
 
 class SlowConnection:
@@ -160,13 +170,13 @@ def fuzz(ground: Ground, inputs: int) -> Record:
         def client(number: int) -> None:
             nonlocal slowest
             own = np.random.default_rng([7, number])
-            calls = {name: channels[number].stream_unary(method(name)) for name in sound}
+            calls = {name: channels[number].stream_stream(method(name)) for name in sound}
             for _ in range(inputs // len(channels)):
                 name = own.choice(list(sound))
                 message = damaged(sound[name], own)
                 began = time.perf_counter()
                 try:
-                    calls[name](iter([message]), timeout=30)
+                    deque(calls[name](iter([message]), timeout=30), maxlen=0)
                     status = "OK"
                 except grpc.RpcError as error:
                     status = error.code().name

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +98,13 @@ def prepare(directory: Path, entries: int, seed: int = 0) -> Ground:
     return ground
 
 
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server: where it listens, and its process."""
@@ -135,4 +144,5 @@ def _address(process: subprocess.Popen, log: Path) -> str:
     while process.poll() is None:
         if found := re.search(r"is served at (\S+)", log.read_text()):
             return found[1]
+        time.sleep(0.1)
     raise RuntimeError(f"the server ended: {log.read_text()[-2000:]}")

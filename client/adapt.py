@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
 
+import timm
 import torch
 
 from common.adaptation import Adapted, Progress, adapt_network
+from common.errors import MismatchError
 from common.exchange import (
     Assignment,
     Budget,
@@ -14,12 +20,14 @@ from common.exchange import (
     Coordinator,
     Method,
     Offer,
+    Origin,
     Receipt,
     TaskDescription,
 )
 from common.fine_tune import FineTuneSettings
 from common.mask import Mask
 from common.pruning import PruningSettings
+from common.structure import Structure
 from common.task_data import Task
 
 
@@ -71,22 +79,145 @@ def adapt_assignment(
     return adapted, contribution
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """What adapting an assignment came to: what to give back, and what there is to say of it.
+
+    `units` and `parameters` are those of the network that the device ends with; `accuracies` are by
+    iterations done, `seconds` by step. `adapted` holds that network, in the process that adapted it.
+    """
+
+    contribution: Contribution
+    origin: Origin
+    neighbours: int
+    units: int
+    parameters: int
+    accuracies: Mapping[int, float]
+    seconds: Mapping[str, float]
+    adapted: Adapted | None = None
+
+    @classmethod
+    def of(cls, assignment: Assignment, adapted: Adapted, contribution: Contribution) -> Adaptation:
+        """What `adapt_assignment` gave."""
+        return cls(
+            contribution,
+            assignment.origin,
+            len(assignment.neighbours),
+            units=int(adapted.pruned.mask.kept.sum()),
+            parameters=sum(parameter.numel() for parameter in adapted.network.parameters()),
+            accuracies=adapted.accuracies,
+            seconds=adapted.seconds,
+            adapted=adapted,
+        )
+
+
+Step = TypeVar("Step", Offer, TaskDescription, Assignment, Adaptation, Receipt)
+
+
+class Steps(Protocol):
+    """What a device's steps came to, as far as they are done."""
+
+    @property
+    def offer(self) -> Offer | None:
+        """What the server offered."""
+
+    @property
+    def description(self) -> TaskDescription | None:
+        """What the server is asked."""
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """What it assigned."""
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """What adapting that came to."""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the server gave for it."""
+
+    def keep(self, step: Step) -> Step:
+        """Keep what a step came to, and return it."""
+
+
+@dataclass
+class Unkept:
+    """Steps that no other process needs to know of."""
+
+    offer: Offer | None = None
+    description: TaskDescription | None = None
+    assignment: Assignment | None = None
+    adaptation: Adaptation | None = None
+    receipt: Receipt | None = None
+
+    def keep(self, step: Step) -> Step:
+        """Hold what a step came to."""
+        match step:
+            case Offer():
+                self.offer = step
+            case TaskDescription():
+                self.description = step
+            case Assignment():
+                self.assignment = step
+            case Adaptation():
+                self.adaptation = step
+            case Receipt():
+                self.receipt = step
+        return step
+
+
 def adapt(
     coordinator: Coordinator,
-    task: Task,
+    task: Task | Callable[[Offer], Task],
     budget: Budget,
     settings: FineTuneSettings,
     generator: torch.Generator,
     *,
     method: Method = "smsp",
     request_id: str,
+    steps: Steps | None = None,
     evaluate_at: Sequence[int] = (),
     progress: Progress | None = None,
-) -> tuple[Adapted, Assignment, Receipt]:
-    """All of a device's steps, against a server in this process or behind a door."""
-    description = describe(coordinator.offer(), task, budget, method, request_id)
-    assignment = coordinator.assign(description)
-    adapted, contribution = adapt_assignment(
-        assignment, task, settings, generator, evaluate_at=evaluate_at, progress=progress
-    )
-    return adapted, assignment, coordinator.record(contribution)
+) -> tuple[Adaptation, Receipt]:
+    """All of a device's steps, against a server in this process or behind a door.
+
+    A step that `steps` has kept is not done again, nor is a server needed for it. The task may be loaded
+    once the offer is there; it is, if there is something to compute.
+    """
+    steps = steps or Unkept()
+    offer = steps.offer or steps.keep(coordinator.offer())
+    adaptation = steps.adaptation
+    if adaptation is None:
+        mine = task if isinstance(task, Task) else task(offer)
+        assignment = steps.assignment
+        if assignment is None:
+            description = steps.description or steps.keep(
+                describe(offer, mine, budget, method, request_id)
+            )
+            assignment = steps.keep(coordinator.assign(description))
+        adapted, contribution = adapt_assignment(
+            assignment, mine, settings, generator, evaluate_at=evaluate_at, progress=progress
+        )
+        adaptation = steps.keep(Adaptation.of(assignment, adapted, contribution))
+    return adaptation, steps.receipt or steps.keep(coordinator.record(adaptation.contribution))
+
+
+def generator_of(seed: int, place: Path | str) -> torch.Generator:
+    """A device's randomness: the same for the same seed and data, through every door and at any time.
+
+    `place` is where its data is, or what else tells it from other devices.
+    """
+    known = place.absolute() if isinstance(place, Path) else place
+    digest = hashlib.sha256(f"{seed} {known}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def check_timm(structure: Structure) -> None:
+    """Raise MismatchError unless the timm installed is the one that the backbone is of."""
+    model, needed = structure.model["model"], structure.model["timm"]
+    if needed != timm.__version__:
+        raise MismatchError(
+            f"the server's {model} is that of timm {needed}, installed here is timm {timm.__version__}, "
+            f"which may compute something else; pip install timm=={needed}"
+        )

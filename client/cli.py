@@ -10,6 +10,7 @@ import torch
 
 from client.adapt import adapt_assignment, describe
 from client.export import save_network
+from client.network_cli import evaluate, export
 from common.backbone import Backbone
 from common.command_line import progress, run, settings_option, show, show_json
 from common.envelope import seal, unseal
@@ -192,3 +193,7 @@ def adapt(
         ],
         caption=f"mask written to {out}" + (f", network to {network_file}" if network_file else ""),
     )  # fmt: skip
+
+
+cli.add_command(evaluate)
+cli.add_command(export)

@@ -1,22 +1,286 @@
-"""Export: the adapted network as a file that other programs read."""
+"""Export: the adapted network as a file that other programs read.
+
+safetensors    every tensor of the network by name; with the header it is a timm network again
+ONNX           the network as a graph that onnxruntime and others run, without torch
+
+Both carry the backbone's description and the class names, in the order of the logits. Both take images
+as the network itself does, normalised: RGB or grey pixels p in 0..255, (p / 255 - mean) / std.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from common.backbone import Backbone
-from common.files import write_whole
-from common.tensor_file import write_tensors
+from common.errors import InputError, TaskDataError, UnsupportedModel, WeightsError
+from common.files import Data, read_whole, write_whole
+from common.rebuild import rebuild
+from common.tensor_file import read_tensors, write_tensors
+
+OPSET = 18
+"""The ONNX operators that torch's exporter writes by itself; runtimes of 2023 and later know them."""
+TOLERANCE = 1e-4
+"""How far onnxruntime's logits may be from torch's, as a share of the largest one."""
+CHECKED_BATCHES = (1, 3)
+"""Images at a time when the two are compared: neither is the number that the graph is traced with."""
+LARGEST_BYTES = 2**31 - 1
+"""Of a file in protobuf, which is what ONNX is."""
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+IMAGES = (
+    "float32 (N, C, H, W), normalised: resized until H x W is filled, cropped to the centre, "
+    "(pixel / 255 - mean) / std for each channel, RGB or grey"
+)
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A task's own network in evaluation mode, what it was cut from, and its classes as its logits go.
+
+    Raises TaskDataError for class names that a file cannot hold: empty, of several lines, no text,
+    or twice the same.
+    """
+
+    network: nn.Module
+    backbone: Backbone
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.classes if not _is_a_line(name)]
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1} - {*wrong})
+        if wrong or twice or not self.classes:
+            raise TaskDataError(
+                f"class names {[*wrong, *twice][:3]} of {len(self.classes)} cannot be kept with the "
+                "network; each is one line of text, and no two are the same: rename those"
+            )
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What both formats say of the network, beside its tensors."""
+        return {"backbone": self.backbone.to_json(), "classes": "\n".join(self.classes)}
+
+
+def _is_a_line(name: object) -> bool:
+    try:
+        return isinstance(name, str) and name.encode().count(b"\n") == 0 and name.strip() != ""
+    except UnicodeEncodeError:  # a file name that is no text
+        return False
 
 
 def save_network(path: Path, network: nn.Module, backbone: Backbone, classes: Sequence[str]) -> None:
     """Write a network as safetensors, with its backbone's description and class names in the header.
 
-    `common.rebuild.rebuild` makes the network of its tensors again. InputError where it cannot
-    be written; the file is there whole or not at all.
+    `load_network` makes the network of it again. TaskDataError for class names as of SavedNetwork,
+    InputError where it cannot be written; the file is there whole or not at all.
     """
-    header = {"backbone": backbone.to_json(), "classes": "\n".join(classes)}
+    header = SavedNetwork(network, backbone, tuple(classes)).header
     write_whole(path, write_tensors(network.state_dict(), header))
+
+
+def load_network(path: Path) -> SavedNetwork:
+    """The network in a file of `save_network`, float32. It has classified one image, so that it runs.
+
+    InputError where the file cannot be read; WeightsError naming it where it is damaged, or holds
+    no network of a task: other tensors, values that are not finite, no class names or too many.
+    """
+    data = read_whole(path)
+    try:
+        return _decoded(data)
+    except InputError as error:
+        raise WeightsError(
+            f"{path} cannot be used as a network ({error}); give what "
+            "`maskvote-client adapt --save` wrote"
+        ) from error
+
+
+def _decoded(data: Data) -> SavedNetwork:
+    tensors, header = read_tensors(data)
+    lacking = [word for word in ("backbone", "classes") if word not in header]
+    if lacking:
+        raise WeightsError(f"its header has no {' and no '.join(lacking)}")
+    backbone = Backbone.from_json(header["backbone"])
+    if backbone.classifier_tensors[0] not in tensors:
+        raise WeightsError(f"it has no classifier {backbone.classifier_tensors[0]}")
+    strange = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if strange:
+        raise WeightsError(f"{', '.join(strange[:3])} holds NaN or infinity")
+    weights = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    try:
+        network = rebuild(backbone, weights)
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *backbone.input_size)).shape[1]
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: timm's networks are not ours
+        raise WeightsError(f"its tensors do not fit each other: {_first_line(error)}") from error
+    classes = tuple(header["classes"].split("\n"))
+    if logits != len(classes):
+        raise WeightsError(f"it tells {logits} classes apart, and names {len(classes)}")
+    return SavedNetwork(network, backbone, classes)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX file that was written: its size, and how far its logits are from torch's, of the largest."""
+
+    bytes_written: int
+    difference: float
+    opset: int = OPSET
+
+
+def export_onnx(path: Path, saved: SavedNetwork) -> ExportedGraph:
+    """Write the network as one ONNX file, once onnxruntime gives the logits that torch gives.
+
+    Its input is `images`, float32 (N, C, H, W) of any N, normalised like those of the network; its
+    output `logits`, float32 (N, K). Its metadata say so, with `backbone` and `classes` as in the
+    safetensors header, `mean`, `std` and `interpolation`. Random images are classified by both, in
+    batches of CHECKED_BATCHES, and must agree to TOLERANCE.
+
+    InputError where a package is missing, the network is too large for one file, or the file
+    cannot be written; UnsupportedModel where the exporter fails or the logits differ. The file is
+    there whole or not at all.
+    """
+    _import_onnx_packages()
+    tensors = saved.network.state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > LARGEST_BYTES:
+        raise InputError(
+            f"the network has {size:,} bytes of weights, an ONNX file at most {LARGEST_BYTES:,}; "
+            "export it as safetensors"
+        )
+    try:
+        with _quiet():
+            data = _graph(saved)
+            difference = _difference(data, saved)
+    except Exception as error:  # of any kind: the exporter is not ours
+        raise UnsupportedModel(
+            f"{saved.backbone.model} cannot be written as ONNX by torch {torch.__version__}: "
+            f"{_first_line(error)}; export it as safetensors"
+        ) from error
+    if not difference <= TOLERANCE:
+        raise UnsupportedModel(
+            f"onnxruntime's logits of {saved.backbone.model} differ from torch's by {difference:.1e} of "
+            f"the largest, {TOLERANCE:.0e} is allowed; nothing was written, export it as safetensors"
+        )
+    write_whole(path, data)
+    return ExportedGraph(len(data), difference)
+
+
+def _import_onnx_packages() -> None:
+    try:
+        for name in ONNX_PACKAGES:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"an ONNX file is made and checked with {', '.join(ONNX_PACKAGES)}, but {error}; "
+            'pip install "maskvote[onnx]"'
+        ) from error
+
+
+def _graph(saved: SavedNetwork) -> bytes:
+    """The network as an ONNX file's bytes, without a word on the machine that made it."""
+    import onnx
+
+    with _attention_written_out(saved.network):
+        program: Any = torch.onnx.export(
+            saved.network,
+            (torch.zeros(2, *saved.backbone.input_size),),
+            dynamo=True,
+            dynamic_shapes=({0: "N"},),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    model = program.model_proto
+    graph = model.graph
+    # The exporter notes of every node on which line of which file it was computed.
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    backbone = saved.backbone
+    onnx.helper.set_model_props(
+        model,
+        {
+            **saved.header,
+            "images": IMAGES,
+            "mean": json.dumps(backbone.mean),
+            "std": json.dumps(backbone.std),
+            "interpolation": backbone.interpolation,
+        },
+    )
+    return model.SerializeToString()
+
+
+def _difference(data: bytes, saved: SavedNetwork) -> float:
+    """How far onnxruntime's logits are from torch's at worst, as a share of torch's largest."""
+    import onnx
+    import onnxruntime
+
+    onnx.checker.check_model(data, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for count in CHECKED_BATCHES:
+        images = torch.randn(count, *saved.backbone.input_size, generator=generator)
+        with torch.no_grad():
+            expected = saved.network(images)
+        given = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        if given.shape != expected.shape:
+            raise ValueError(f"logits are {tuple(given.shape)}, not {tuple(expected.shape)}")
+        # A classifier that is yet to be fitted gives zeros.
+        largest = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        shares.append((given - expected).abs().max() / largest)
+    return float(torch.stack(shares).max())
+
+
+@contextmanager
+def _attention_written_out(network: nn.Module) -> Iterator[None]:
+    """timm's attention as two products and a softmax: fused, the exporter knows it in 4 dimensions only.
+
+    Swin, Hiera and others have 5, one for the windows.
+    """
+    fused = [module for module in network.modules() if getattr(module, "fused_attn", False) is True]
+    try:
+        for module in fused:
+            module.fused_attn = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the exporter tells of its own steps is nothing that the caller can act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error began with, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,9 @@ __all__ = ["DeviceSettings", "app", "client_app"]
 
 # A child of Flower's own logger, so that it goes where a SuperNode's log goes.
 logger = logging.getLogger("flwr.maskvote")
+
+STALE_SECONDS = 7 * 86_400.0
+"""After which an offer that was kept is freed: its run has ended without coming back to this device."""
 
 
 def client_app(settings: DeviceSettings | None = None) -> ClientApp:
@@ -97,6 +101,7 @@ class _Device:
         """Keep for the next message what was asked for, and on what offer."""
         message = bytes.fromhex(request_id) + offer
         if self._kept_file is not None:
+            _free_stale(self._kept_file.parent)
             seal(self._kept_file, message, probe)
         else:
             self._context.state = pack(message, probe)
@@ -119,6 +124,12 @@ class _Device:
     def _kept_file(self) -> Path | None:
         directory = self.node.state_dir
         return None if directory is None else directory / f"{self._context.run_id}.offer"
+
+
+def _free_stale(directory: Path) -> None:
+    for file in directory.glob("*.offer"):
+        if time.time() - file.stat().st_mtime > STALE_SECONDS:
+            file.unlink(missing_ok=True)
 
 
 def _describe_task(content: RecordDict, device: _Device) -> RecordDict:

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from common.errors import MaskvoteError
 
@@ -82,14 +83,19 @@ def show(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else _plain(cell) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    console.print(title, style="bold", highlight=False)
+    console.print(_plain(title), style="bold", highlight=False)
     console.print(table)
     if caption is not None:
         console.print(caption, style="dim", highlight=False)
+
+
+def _plain(cell: object) -> Text:
+    """A cell as it is: what others named may look like markup, or order the terminal about."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(cell)))
 
 
 def _is_numeric(cell: object) -> bool:

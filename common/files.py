@@ -21,13 +21,23 @@ def write_whole(path: Path, *parts: Data) -> None:
 
     InputError where it cannot be written.
     """
+    with writing(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file, open for writing; it is there, whole, once this is left without an error, or not at all.
+
+    InputError where it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
             with temporary.open("xb") as file:
-                for part in parts:
-                    file.write(part)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

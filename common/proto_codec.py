@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypeVar
@@ -65,13 +65,9 @@ def encode_offer(offer: exchange.Offer) -> tuple[bytes, memoryview]:
     """The message, and the probe's file: it describes the backbone, so MismatchError if of another."""
     if offer.probe.subnetwork.backbone.to_json() != offer.backbone.to_json():
         raise MismatchError(f"the probe is not cut from the {offer.backbone.model} on offer; cut it anew")
-    text, payload = offer.structure.to_json().encode(), offer.probe.to_bytes()
+    payload = offer.probe.to_bytes()
     message = pb.Offer(
-        structure=pb.Structure(
-            digest=bytes.fromhex(offer.structure.digest),
-            json_size_bytes=len(text),
-            json_zlib=zlib.compress(text, level=9),
-        ),
+        structure=structure_message(offer.structure),
         probe_digest=bytes.fromhex(offer.probe.digest),
         probe=_announce(payload),
     )
@@ -82,7 +78,7 @@ def encode_offer(offer: exchange.Offer) -> tuple[bytes, memoryview]:
 def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
     """The offer, its structure and its probe checked against their digests."""
     parsed = parsed_as(pb.Offer, message)
-    structure = _structure(parsed.structure)
+    structure = structure_in(parsed.structure)
     _check_announced(payload, parsed.probe)
     probe = Probe.from_bytes(payload, structure)
     _check_same(probe.digest, parsed.probe_digest, "probe")
@@ -92,15 +88,9 @@ def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
 
 def encode_task_description(task: exchange.TaskDescription) -> bytes:
     """The message."""
-    signature = task.signature
     message = pb.TaskDescription(
         request_id=bytes.fromhex(task.request_id),
-        signature=pb.Signature(
-            probe_digest=bytes.fromhex(signature.probe),
-            width=signature.means.shape[1],
-            counts=signature.counts.tolist(),
-            means=signature.means.astype(HALF).tobytes(),
-        ),
+        signature=signature_message(task.signature),
         budget=pb.Budget(**asdict(task.budget)),
         method=METHODS[task.method],
     )
@@ -114,13 +104,13 @@ def decode_task_description(message: bytes) -> exchange.TaskDescription:
     budget, size = parsed.budget, parsed.budget.WhichOneof("size")
     return exchange.TaskDescription(
         request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
-        signature=_signature(parsed.signature),
+        signature=signature_in(parsed.signature),
         budget=exchange.Budget(
             keep_ratio=budget.keep_ratio if size == "keep_ratio" else None,
             parameters=budget.parameters if size == "parameters" else None,
             headroom=budget.headroom,
         ),
-        method=_named(METHODS, parsed.method, "method"),
+        method=named(METHODS, parsed.method, "method"),
     )
 
 
@@ -149,17 +139,17 @@ def with_subnetwork(choice: bytes, size: int, sha256: str) -> bytes:
 def decode_assignment(message: bytes, payload: Data, structure: Structure) -> exchange.Assignment:
     """The assignment, for a device that was offered this structure."""
     parsed = parsed_as(pb.Assignment, message)
-    mask = _mask(parsed.mask, structure)
+    mask = mask_in(parsed.mask, structure)
     _check_announced(payload, parsed.subnetwork)
     subnetwork = SubNetwork.from_bytes(payload, structure)
     assignment = exchange.Assignment(
         request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
-        method=_named(METHODS, parsed.method, "method"),
-        origin=_named(ORIGINS, parsed.origin, "origin"),
+        method=named(METHODS, parsed.method, "method"),
+        origin=named(ORIGINS, parsed.origin, "origin"),
         mask=mask,
         target=tuple(parsed.target),
         rounds=parsed.rounds,
-        neighbours=tuple(_neighbour(neighbour) for neighbour in parsed.neighbours),
+        neighbours=neighbours_in(parsed.neighbours),
         subnetwork=subnetwork,
     )
     _check_model(subnetwork.backbone, structure)
@@ -171,10 +161,10 @@ def _choice_message(choice: exchange.Choice) -> pb.Assignment:
         request_id=bytes.fromhex(choice.request_id),
         method=METHODS[choice.method],
         origin=ORIGINS[choice.origin],
-        mask=_mask_message(choice.mask),
+        mask=mask_message(choice.mask),
         target=choice.target,
         rounds=choice.rounds,
-        neighbours=[pb.Neighbour(**asdict(neighbour)) for neighbour in choice.neighbours],
+        neighbours=neighbour_messages(choice.neighbours),
     )
 
 
@@ -182,7 +172,7 @@ def encode_contribution(contribution: exchange.Contribution) -> bytes:
     """The message."""
     message = pb.Contribution(
         request_id=bytes.fromhex(contribution.request_id),
-        mask=_mask_message(contribution.mask),
+        mask=mask_message(contribution.mask),
         accuracy_before=contribution.accuracy_before,
         accuracy_after=contribution.accuracy_after,
         iterations=contribution.iterations,
@@ -196,7 +186,7 @@ def decode_contribution(message: bytes, structure: Structure) -> exchange.Contri
     parsed = parsed_as(pb.Contribution, message)
     return exchange.Contribution(
         request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
-        mask=_mask(parsed.mask, structure),
+        mask=mask_in(parsed.mask, structure),
         accuracy_before=parsed.accuracy_before,
         accuracy_after=parsed.accuracy_after,
         iterations=parsed.iterations,
@@ -242,7 +232,18 @@ def _check_announced(payload: Data, announced: pb.Payload) -> None:
         )
 
 
-def _structure(parsed: pb.Structure) -> Structure:
+def structure_message(structure: Structure) -> pb.Structure:
+    """The structure inside a message."""
+    text = structure.to_json().encode()
+    return pb.Structure(
+        digest=bytes.fromhex(structure.digest),
+        json_size_bytes=len(text),
+        json_zlib=zlib.compress(text, level=9),
+    )
+
+
+def structure_in(parsed: pb.Structure) -> Structure:
+    """The structure of a message, checked against its digest; for use inside `refusing`."""
     size = parsed.json_size_bytes
     check_at_most(size, MAX_STRUCTURE_BYTES, "bytes of structure")
     stream = zlib.decompressobj()
@@ -255,7 +256,18 @@ def _structure(parsed: pb.Structure) -> Structure:
     return structure
 
 
-def _signature(parsed: pb.Signature) -> TaskSignature:
+def signature_message(signature: TaskSignature) -> pb.Signature:
+    """The signature inside a message."""
+    return pb.Signature(
+        probe_digest=bytes.fromhex(signature.probe),
+        width=signature.means.shape[1],
+        counts=signature.counts.tolist(),
+        means=signature.means.astype(HALF).tobytes(),
+    )
+
+
+def signature_in(parsed: pb.Signature) -> TaskSignature:
+    """The signature of a message; for use inside `refusing`."""
     classes, width, size = len(parsed.counts), parsed.width, len(parsed.means)
     if classes > MAX_CLASSES or not 1 <= width <= MAX_WIDTH or size != HALF.itemsize * classes * width:
         raise SignatureError(
@@ -267,13 +279,25 @@ def _signature(parsed: pb.Signature) -> TaskSignature:
     return TaskSignature(probe, means, np.array(parsed.counts, dtype=np.int32))
 
 
-def _mask_message(mask: Mask) -> pb.Mask:
+def mask_message(mask: Mask) -> pb.Mask:
+    """The mask inside a message."""
     return pb.Mask(structure_digest=bytes.fromhex(mask.structure.digest), kept=mask.pack())
 
 
-def _mask(parsed: pb.Mask, structure: Structure) -> Mask:
+def mask_in(parsed: pb.Mask, structure: Structure) -> Mask:
+    """The mask of a message, for a receiver with this structure; for use inside `refusing`."""
     _check_same(structure.digest, parsed.structure_digest, "structure")
     return Mask.unpack(structure, parsed.kept)
+
+
+def neighbour_messages(neighbours: Iterable[exchange.Neighbour]) -> list[pb.Neighbour]:
+    """The neighbours inside a message."""
+    return [pb.Neighbour(**asdict(neighbour)) for neighbour in neighbours]
+
+
+def neighbours_in(parsed: Iterable[pb.Neighbour]) -> tuple[exchange.Neighbour, ...]:
+    """The neighbours of a message; for use inside `refusing`."""
+    return tuple(_neighbour(neighbour) for neighbour in parsed)
 
 
 def _neighbour(parsed: pb.Neighbour) -> exchange.Neighbour:
@@ -283,7 +307,8 @@ def _neighbour(parsed: pb.Neighbour) -> exchange.Neighbour:
     return exchange.Neighbour(parsed.entry, parsed.similarity)
 
 
-def _named(names: Mapping[Name, int], number: int, what: str) -> Name:
+def named(names: Mapping[Name, int], number: int, what: str) -> Name:
+    """The name of an enum's number. InputError for a number that has none."""
     for name, known in names.items():
         if known == number:
             return name

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from protos import maskvote_pb2 as protos_dot_maskvote__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/operators.proto\x12\x0bmaskvote.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15protos/maskvote.proto\"\x14\n\x12ListEntriesRequest\"!\n\x10ShowEntryRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\"3\n\x12RemoveEntryRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x13RestoreEntryRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x14\x45xportEntriesRequest\"7\n\x15ImportEntriesResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x04\x12\x0f\n\x07present\x18\x02 \x01(\x04\"\x16\n\x14GetStatisticsRequest\"{\n\x05\x45ntry\x12&\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x17.maskvote.v1.EntryFacts\x12)\n\tsignature\x18\x02 \x01(\x0b\x32\x16.maskvote.v1.Signature\x12\x1f\n\x04mask\x18\x03 \x01(\x0b\x32\x11.maskvote.v1.Mask\"\xf6\x02\n\nEntryFacts\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12(\n\x06method\x18\x03 \x01(\x0e\x32\x18.maskvote.v1.EntryMethod\x12\x13\n\x0b\x63ontributor\x18\x04 \x01(\t\x12,\n\x08recorded\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\r\x12\x0e\n\x06images\x18\x07 \x01(\x04\x12\r\n\x05units\x18\x08 \x01(\x04\x12\x12\n\nparameters\x18\t \x01(\x04\x12\x17\n\x0f\x61\x63\x63uracy_before\x18\n \x01(\x01\x12\x16\n\x0e\x61\x63\x63uracy_after\x18\x0b \x01(\x01\x12\x12\n\niterations\x18\x0c \x01(\r\x12*\n\nneighbours\x18\r \x03(\x0b\x32\x16.maskvote.v1.Neighbour\x12%\n\x07removed\x18\x0e \x01(\x0b\x32\x14.maskvote.v1.Removal\"M\n\x07Removal\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xeb\x02\n\nStatistics\x12\x0e\n\x06voting\x18\x01 \x01(\x04\x12\x0f\n\x07removed\x18\x02 \x01(\x04\x12\x12\n\nunanswered\x18\x03 \x01(\x04\x12\x38\n\tby_method\x18\x04 \x03(\x0b\x32%.maskvote.v1.Statistics.ByMethodEntry\x12\x42\n\x0e\x62y_contributor\x18\x05 \x03(\x0b\x32*.maskvote.v1.Statistics.ByContributorEntry\x12\x17\n\x0f\x61\x63\x63uracy_before\x18\x06 \x01(\x01\x12\x16\n\x0e\x61\x63\x63uracy_after\x18\x07 \x01(\x01\x12\x12\n\nfile_bytes\x18\x08 \x01(\x04\x1a/\n\rByMethodEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42yContributorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*t\n\x0b\x45ntryMethod\x12\x1c\n\x18\x45NTRY_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NTRY_METHOD_SMSP\x10\x01\x12\x14\n\x10\x45NTRY_METHOD_MVP\x10\x02\x12\x1a\n\x16\x45NTRY_METHOD_ITERATIVE\x10\x03\x32\x8c\x04\n\tOperators\x12I\n\x0bListEntries\x12\x1f.maskvote.v1.ListEntriesRequest\x1a\x17.maskvote.v1.EntryFacts0\x01\x12>\n\tShowEntry\x12\x1d.maskvote.v1.ShowEntryRequest\x1a\x12.maskvote.v1.Entry\x12G\n\x0bRemoveEntry\x12\x1f.maskvote.v1.RemoveEntryRequest\x1a\x17.maskvote.v1.EntryFacts\x12I\n\x0cRestoreEntry\x12 .maskvote.v1.RestoreEntryRequest\x1a\x17.maskvote.v1.EntryFacts\x12H\n\rExportEntries\x12!.maskvote.v1.ExportEntriesRequest\x1a\x12.maskvote.v1.Entry0\x01\x12I\n\rImportEntries\x12\x12.maskvote.v1.Entry\x1a\".maskvote.v1.ImportEntriesResponse(\x01\x12K\n\rGetStatistics\x12!.maskvote.v1.GetStatisticsRequest\x1a\x17.maskvote.v1.Statisticsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/operators.proto\x12\x0bmaskvote.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15protos/maskvote.proto\"\x15\n\x13GetStructureRequest\"\x14\n\x12ListEntriesRequest\"!\n\x10ShowEntryRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\"3\n\x12RemoveEntryRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x13RestoreEntryRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x16\n\x14\x45xportEntriesRequest\"7\n\x15ImportEntriesResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x04\x12\x0f\n\x07present\x18\x02 \x01(\x04\"\x16\n\x14GetStatisticsRequest\"{\n\x05\x45ntry\x12&\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x17.maskvote.v1.EntryFacts\x12)\n\tsignature\x18\x02 \x01(\x0b\x32\x16.maskvote.v1.Signature\x12\x1f\n\x04mask\x18\x03 \x01(\x0b\x32\x11.maskvote.v1.Mask\"\xf6\x02\n\nEntryFacts\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12(\n\x06method\x18\x03 \x01(\x0e\x32\x18.maskvote.v1.EntryMethod\x12\x13\n\x0b\x63ontributor\x18\x04 \x01(\t\x12,\n\x08recorded\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\r\x12\x0e\n\x06images\x18\x07 \x01(\x04\x12\r\n\x05units\x18\x08 \x01(\x04\x12\x12\n\nparameters\x18\t \x01(\x04\x12\x17\n\x0f\x61\x63\x63uracy_before\x18\n \x01(\x01\x12\x16\n\x0e\x61\x63\x63uracy_after\x18\x0b \x01(\x01\x12\x12\n\niterations\x18\x0c \x01(\r\x12*\n\nneighbours\x18\r \x03(\x0b\x32\x16.maskvote.v1.Neighbour\x12%\n\x07removed\x18\x0e \x01(\x0b\x32\x14.maskvote.v1.Removal\"M\n\x07Removal\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xeb\x02\n\nStatistics\x12\x0e\n\x06voting\x18\x01 \x01(\x04\x12\x0f\n\x07removed\x18\x02 \x01(\x04\x12\x12\n\nunanswered\x18\x03 \x01(\x04\x12\x38\n\tby_method\x18\x04 \x03(\x0b\x32%.maskvote.v1.Statistics.ByMethodEntry\x12\x42\n\x0e\x62y_contributor\x18\x05 \x03(\x0b\x32*.maskvote.v1.Statistics.ByContributorEntry\x12\x17\n\x0f\x61\x63\x63uracy_before\x18\x06 \x01(\x01\x12\x16\n\x0e\x61\x63\x63uracy_after\x18\x07 \x01(\x01\x12\x12\n\nfile_bytes\x18\x08 \x01(\x04\x1a/\n\rByMethodEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42yContributorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*t\n\x0b\x45ntryMethod\x12\x1c\n\x18\x45NTRY_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NTRY_METHOD_SMSP\x10\x01\x12\x14\n\x10\x45NTRY_METHOD_MVP\x10\x02\x12\x1a\n\x16\x45NTRY_METHOD_ITERATIVE\x10\x03\x32\xd6\x04\n\tOperators\x12H\n\x0cGetStructure\x12 .maskvote.v1.GetStructureRequest\x1a\x16.maskvote.v1.Structure\x12I\n\x0bListEntries\x12\x1f.maskvote.v1.ListEntriesRequest\x1a\x17.maskvote.v1.EntryFacts0\x01\x12>\n\tShowEntry\x12\x1d.maskvote.v1.ShowEntryRequest\x1a\x12.maskvote.v1.Entry\x12G\n\x0bRemoveEntry\x12\x1f.maskvote.v1.RemoveEntryRequest\x1a\x17.maskvote.v1.EntryFacts\x12I\n\x0cRestoreEntry\x12 .maskvote.v1.RestoreEntryRequest\x1a\x17.maskvote.v1.EntryFacts\x12H\n\rExportEntries\x12!.maskvote.v1.ExportEntriesRequest\x1a\x12.maskvote.v1.Entry0\x01\x12I\n\rImportEntries\x12\x12.maskvote.v1.Entry\x1a\".maskvote.v1.ImportEntriesResponse(\x01\x12K\n\rGetStatistics\x12!.maskvote.v1.GetStatisticsRequest\x1a\x17.maskvote.v1.Statisticsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,34 +37,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATISTICS_BYMETHODENTRY']._serialized_options = b'8\001'
   _globals['_STATISTICS_BYCONTRIBUTORENTRY']._loaded_options = None
   _globals['_STATISTICS_BYCONTRIBUTORENTRY']._serialized_options = b'8\001'
-  _globals['_ENTRYMETHOD']._serialized_start=1311
-  _globals['_ENTRYMETHOD']._serialized_end=1427
-  _globals['_LISTENTRIESREQUEST']._serialized_start=95
-  _globals['_LISTENTRIESREQUEST']._serialized_end=115
-  _globals['_SHOWENTRYREQUEST']._serialized_start=117
-  _globals['_SHOWENTRYREQUEST']._serialized_end=150
-  _globals['_REMOVEENTRYREQUEST']._serialized_start=152
-  _globals['_REMOVEENTRYREQUEST']._serialized_end=203
-  _globals['_RESTOREENTRYREQUEST']._serialized_start=205
-  _globals['_RESTOREENTRYREQUEST']._serialized_end=257
-  _globals['_EXPORTENTRIESREQUEST']._serialized_start=259
-  _globals['_EXPORTENTRIESREQUEST']._serialized_end=281
-  _globals['_IMPORTENTRIESRESPONSE']._serialized_start=283
-  _globals['_IMPORTENTRIESRESPONSE']._serialized_end=338
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=340
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=362
-  _globals['_ENTRY']._serialized_start=364
-  _globals['_ENTRY']._serialized_end=487
-  _globals['_ENTRYFACTS']._serialized_start=490
-  _globals['_ENTRYFACTS']._serialized_end=864
-  _globals['_REMOVAL']._serialized_start=866
-  _globals['_REMOVAL']._serialized_end=943
-  _globals['_STATISTICS']._serialized_start=946
-  _globals['_STATISTICS']._serialized_end=1309
-  _globals['_STATISTICS_BYMETHODENTRY']._serialized_start=1208
-  _globals['_STATISTICS_BYMETHODENTRY']._serialized_end=1255
-  _globals['_STATISTICS_BYCONTRIBUTORENTRY']._serialized_start=1257
-  _globals['_STATISTICS_BYCONTRIBUTORENTRY']._serialized_end=1309
-  _globals['_OPERATORS']._serialized_start=1430
-  _globals['_OPERATORS']._serialized_end=1954
+  _globals['_ENTRYMETHOD']._serialized_start=1334
+  _globals['_ENTRYMETHOD']._serialized_end=1450
+  _globals['_GETSTRUCTUREREQUEST']._serialized_start=95
+  _globals['_GETSTRUCTUREREQUEST']._serialized_end=116
+  _globals['_LISTENTRIESREQUEST']._serialized_start=118
+  _globals['_LISTENTRIESREQUEST']._serialized_end=138
+  _globals['_SHOWENTRYREQUEST']._serialized_start=140
+  _globals['_SHOWENTRYREQUEST']._serialized_end=173
+  _globals['_REMOVEENTRYREQUEST']._serialized_start=175
+  _globals['_REMOVEENTRYREQUEST']._serialized_end=226
+  _globals['_RESTOREENTRYREQUEST']._serialized_start=228
+  _globals['_RESTOREENTRYREQUEST']._serialized_end=280
+  _globals['_EXPORTENTRIESREQUEST']._serialized_start=282
+  _globals['_EXPORTENTRIESREQUEST']._serialized_end=304
+  _globals['_IMPORTENTRIESRESPONSE']._serialized_start=306
+  _globals['_IMPORTENTRIESRESPONSE']._serialized_end=361
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=363
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=385
+  _globals['_ENTRY']._serialized_start=387
+  _globals['_ENTRY']._serialized_end=510
+  _globals['_ENTRYFACTS']._serialized_start=513
+  _globals['_ENTRYFACTS']._serialized_end=887
+  _globals['_REMOVAL']._serialized_start=889
+  _globals['_REMOVAL']._serialized_end=966
+  _globals['_STATISTICS']._serialized_start=969
+  _globals['_STATISTICS']._serialized_end=1332
+  _globals['_STATISTICS_BYMETHODENTRY']._serialized_start=1231
+  _globals['_STATISTICS_BYMETHODENTRY']._serialized_end=1278
+  _globals['_STATISTICS_BYCONTRIBUTORENTRY']._serialized_start=1280
+  _globals['_STATISTICS_BYCONTRIBUTORENTRY']._serialized_end=1332
+  _globals['_OPERATORS']._serialized_start=1453
+  _globals['_OPERATORS']._serialized_end=2051
 # @@protoc_insertion_point(module_scope)

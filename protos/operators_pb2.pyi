@@ -19,6 +19,10 @@ ENTRY_METHOD_SMSP: EntryMethod
 ENTRY_METHOD_MVP: EntryMethod
 ENTRY_METHOD_ITERATIVE: EntryMethod
 
+class GetStructureRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ListEntriesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -1,18 +1,30 @@
-"""Admission: whether what a device gives back can be what came of its assignment."""
+"""Admission: whether what somebody gives can be what it says, and whether it is theirs to give."""
 
 from __future__ import annotations
 
-from common.errors import InputError
-from common.exchange import Contribution, Receipt
-from server.library import Library, StoredAssignment
+from common.errors import AccessError, InputError, MismatchError
+from common.exchange import Contribution, Offer
+from common.mask import Mask
+from server.entries import ENTRY_METHODS, MAX_NAME_CHARACTERS, Entry, StoredAssignment
 
 
-def record_admitted(library: Library, contribution: Contribution) -> Receipt:
-    """Store a contribution that may be stored; errors as of `admit` and `Library.record`."""
-    assigned = library.assignment_of(contribution.request_id)
-    if assigned is not None:
-        admit(contribution, assigned)
-    return library.record(contribution)
+def check_structure(mask: Mask, offer: Offer) -> None:
+    """Raise MismatchError unless the mask is of the structure on offer."""
+    theirs, ours = mask.structure.digest, offer.structure.digest
+    if theirs != ours:
+        raise MismatchError(
+            f"the mask is of structure {theirs[:12]}, this library's is {ours[:12]}; "
+            "fetch what the library offers again"
+        )
+
+
+def check_asker(request_id: str, asked_by: str, contributor: str) -> None:
+    """Raise AccessError if somebody else asked a request; "" is a caller that is unknown."""
+    if contributor and contributor != asked_by:
+        raise AccessError(
+            f"request {request_id} was not assigned to {contributor!r}, and only who asked may go on "
+            "with it; use the token that it was asked with, or ask under a new request id"
+        )
 
 
 def admit(contribution: Contribution, assigned: StoredAssignment) -> None:
@@ -30,4 +42,24 @@ def admit(contribution: Contribution, assigned: StoredAssignment) -> None:
         raise InputError(
             f"the mask of request {contribution.request_id} cannot come of its assignment: "
             f"{'; '.join(problems)}; send the mask that the device ended with"
+        )
+
+
+def check_entry(entry: Entry, offer: Offer) -> None:
+    """Raise InputError, or MismatchError, unless it can be an entry of a library of this offer."""
+    check_structure(entry.mask, offer)
+    offer.probe.check(entry.signature)
+    # What holds for a contribution holds for every entry.
+    Contribution(entry.entry, entry.mask, entry.accuracy_before, entry.accuracy_after, entry.iterations)
+    problems = []
+    if entry.method not in ENTRY_METHODS:
+        problems.append(f"its method is {entry.method!r}, known are {', '.join(ENTRY_METHODS)}")
+    names = [entry.contributor, *(neighbour.entry for neighbour in entry.neighbours)]
+    if (longest := max(map(len, names))) > MAX_NAME_CHARACTERS:
+        problems.append(f"a name in it has {longest} characters, at most are {MAX_NAME_CHARACTERS}")
+    if entry.recorded.tzinfo is None:
+        problems.append(f"it was recorded at {entry.recorded}, in no time zone")
+    if problems:
+        raise InputError(
+            f"entry {entry.entry} cannot be taken in: {'; '.join(problems)}; export it again"
         )

@@ -1,17 +1,16 @@
-"""maskvote-server: found a library, seed it, look into it, and answer devices that come as files."""
+"""maskvote-server: found a library, seed it, operate and serve it, and answer devices by files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
 from common.backbone import Backbone, Weights, pretrained_weights, read_weights
-from common.command_line import progress, run, settings_option, show, show_json
+from common.command_line import progress, run, settings_option
 from common.envelope import seal, unseal
 from common.errors import TaskDataError
 from common.fine_tune import FineTuneSettings
@@ -24,12 +23,15 @@ from common.proto_codec import (
 from common.pruning import PruningSettings
 from common.structure import Kind
 from common.task_data import load_folder
-from server.admission import record_admitted
 from server.coordinator import Coordinator, VotingSettings
+from server.entry_tables import show_entries
 from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
 from server.inspect_cli import inspect
-from server.library import Entry, Library
+from server.library import Library
 from server.model_options import model_options, proof_progress
+from server.operate_cli import JSON, OPERATE
+from server.serve_cli import serve
+from server.token_cli import token
 
 LIBRARY = click.argument("library", type=click.Path(path_type=Path))
 CHECKPOINT = click.option(
@@ -37,7 +39,6 @@ CHECKPOINT = click.option(
     type=click.Path(path_type=Path),
     help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @click.group()
@@ -49,7 +50,8 @@ def cli(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-cli.add_command(inspect)
+for command in (inspect, serve, *OPERATE, token):
+    cli.add_command(command)
 
 
 def main() -> None:
@@ -169,59 +171,8 @@ def seed(
             progress=watch,
         )
         bars.update(total, completed=len(folders))
-    _show_entries(f"{library}: seeds", entries, as_json)
-
-
-def _show_entries(title: str, entries: Sequence[Entry], as_json: bool) -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "entry": entry.entry,
-            "method": entry.method,
-            "contributor": entry.contributor,
-            "classes": entry.signature.classes,
-            "images": entry.signature.images,
-            "keep_ratio": round(entry.keep_ratio, 4),
-            "parameters": entry.mask.structure.parameters(entry.mask.counts, entry.signature.classes),
-            "accuracy_before": entry.accuracy_before,
-            "accuracy_after": entry.accuracy_after,
-            "iterations": entry.iterations,
-            "neighbours": len(entry.neighbours),
-            "recorded": entry.recorded.isoformat(timespec="seconds"),
-        }
-        for entry in entries
-    ]
-    if as_json:
-        show_json(rows)
-        return
-    show(
-        title,
-        [
-            "entry", "by", "method", "classes", "images", "kept", "parameters", "before", "after",
-            "iterations",
-        ],
-        [
-            [
-                row["entry"][:12], row["contributor"], row["method"], row["classes"],
-                row["images"], f"{row['keep_ratio']:.1%}", f"{row['parameters']:,}",
-                f"{row['accuracy_before']:.1%}", f"{row['accuracy_after']:.1%}", row["iterations"],
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-@cli.command("list")
-@LIBRARY
-@JSON
-def list_entries(library: Path, as_json: bool) -> None:
-    """List the entries of LIBRARY in the order they came.
-
-    Example: maskvote-server list birds.db
-    """
-    with Library.open(library) as opened:
-        _show_entries(str(library), opened.entries(), as_json)
-        for entry in opened.damaged:
-            click.echo(f"warning: entry {entry} is damaged and takes no part", err=True)
+        facts = [opened.facts_of(entry.entry) for entry in entries]
+    show_entries(f"{library}: seeds", facts, opened.structure, as_json)
 
 
 @cli.command()
@@ -278,5 +229,5 @@ def record(library: Path, contribution: Path) -> None:
     """
     with Library.open(library) as opened:
         message, _ = unseal(contribution)
-        receipt = record_admitted(opened, decode_contribution(message, opened.offer.structure))
+        receipt = opened.record(decode_contribution(message, opened.offer.structure))
         click.echo(f"entry {receipt.entry}; the library holds {receipt.entries}")

@@ -24,9 +24,9 @@ from common.exchange import (
 from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
-from server.admission import record_admitted
+from server.admission import check_asker
 from server.budget import Counts, allot
-from server.library import Entry, Library, StoredAssignment
+from server.library import Library, Revision, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
 from server.voting import SCORE_OF, Ballot, elect, with_runners_up
@@ -80,16 +80,30 @@ class Coordinator:
         self._importance = magnitude(weights, self._offer.structure)
         self._index = TaskIndex(similarity or ClassStatistics(self._offer.probe.center))
         self._masks: dict[str, Mask] = {}
-        self._recording = Lock()
-        for entry in library.entries():
-            self._take_in(entry)
+        self._refreshing = Lock()
+        self._revision = Revision(0, 0)
+        self._refresh()
 
-    def _take_in(self, entry: Entry) -> None:
-        # The mask first: whoever finds the entry in the index looks its mask up.
-        self._masks[entry.entry] = entry.mask
-        self._index.add(entry.entry, entry.signature)
+    def _refresh(self) -> None:
+        """Take in what was recorded, removed and restored since, by whichever process."""
+        revision = self._library.revision()
+        if revision <= self._revision:
+            return
+        with self._refreshing:
+            if revision <= self._revision:
+                return
+            for entry in self._library.entries(after=self._revision.position):
+                # The mask first: whoever finds the entry in the index looks its mask up.
+                self._masks[entry.entry] = entry.mask
+                self._index.add(entry.entry, entry.signature)
+            for decision in self._library.removals(after=self._revision.removal):
+                change = self._index.exclude if decision.removed else self._index.include
+                change(decision.entry)
+            self._revision = revision
 
     def __len__(self) -> int:
+        """How many entries vote."""
+        self._refresh()
         return len(self._index)
 
     def offer(self) -> Offer:
@@ -99,7 +113,8 @@ class Coordinator:
     def assign(self, task: TaskDescription, contributor: str = "") -> Assignment:
         """Vote, cut, send: a sub-network that the nearest tasks' masks chose, within the budget.
 
-        The same request again gets the same answer. Errors as of `exchange.Coordinator`.
+        The same request again gets the same answer. Errors as of `exchange.Coordinator`, and AccessError
+        if the request was assigned to another contributor; "" is one that is unknown.
         """
         choice = self.choose(task, contributor)
         return Assignment(**vars(choice), subnetwork=self.cut(choice.mask))
@@ -107,18 +122,22 @@ class Coordinator:
     def choose(self, task: TaskDescription, contributor: str = "") -> Choice:
         """What `assign` assigns, but for the network; it is on the disk when this returns."""
         stored = self._library.assignment_of(task.request_id)
+        if stored is not None:
+            check_asker(task.request_id, stored.contributor, contributor)
         if stored is None or stored.description != task:
             # What differs under a request id that is taken, the library refuses.
             self._offer.probe.check(task.signature)
+            self._refresh()
             neighbours = self._index.nearest(task.signature, self._settings.neighbours)
             stored = self._library.assigned(self._vote(task, neighbours, contributor))
         return stored.choice
 
     def chosen(self, request_id: str, contributor: str = "") -> Choice:
-        """What a request was assigned before. InputError if it never was."""
+        """What a request was assigned before. InputError if it never was, AccessError if to another."""
         stored = self._library.assignment_of(request_id)
         if stored is None:
             raise InputError(f"request {request_id} was never assigned here; ask for a sub-network first")
+        check_asker(request_id, stored.contributor, contributor)
         return stored.choice
 
     def cut(self, mask: Mask) -> SubNetwork:
@@ -130,9 +149,9 @@ class Coordinator:
     ) -> StoredAssignment:
         structure = self._offer.structure
         ballots = [Ballot(self._masks[n.entry], n.similarity) for n in neighbours]
-        target = self._allot(task.budget, task)
-        larger = task.budget.while_adapting if task.method == "mvp" else task.budget
-        held = self._allot(larger, task)
+        target = held = self._allot(task.budget, task)
+        if task.method == "mvp":
+            held = self._allot(task.budget.while_adapting, task)
         pruned = held != target
         explored = (0,) * len(held) if pruned else self._explored(held)
         elected = elect(structure, ballots, task.method, held, self._importance)
@@ -161,15 +180,12 @@ class Coordinator:
     def _allot(self, budget: Budget, task: TaskDescription) -> Counts:
         return allot(self._offer.structure, budget, task.signature.classes)
 
-    def record(self, contribution: Contribution) -> Receipt:
-        """Store a contribution, then let its task vote: the next device finds it."""
-        with self._recording:
-            receipt = record_admitted(self._library, contribution)
-            if receipt.entry not in self._masks:
-                self._take_in(self._library.entry(receipt.entry))
-        return receipt
+    def record(self, contribution: Contribution, contributor: str = "") -> Receipt:
+        """Store a contribution; from the next `choose` on its task votes. Errors as `Library.record`."""
+        return self._library.record(contribution, contributor)
 
     @property
     def masks(self) -> Mapping[str, Mask]:
-        """The mask of every entry."""
+        """The mask of every entry, removed ones too."""
+        self._refresh()
         return self._masks

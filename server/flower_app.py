@@ -159,7 +159,7 @@ class Fleet:
         self._met: set[int] = set()
         self._waiting: deque[int] = deque()
         self._in_flight: dict[str, _Visit] = {}
-        self._began = self._last_news = time.monotonic()
+        self._began = self._last_news = self._last_look = time.monotonic()
 
     @property
     def waiting(self) -> int:
@@ -201,6 +201,7 @@ class Fleet:
         """Take every reply that has come a step further; whether there was any."""
         if not self._in_flight:
             return False
+        self._last_look = time.monotonic()
         # By position: the parameter's name changes with Flower 1.43.
         replies = list(self._grid.pull_messages(list(self._in_flight)))
         for reply in replies:
@@ -211,9 +212,13 @@ class Fleet:
         return bool(replies)
 
     def give_up_on_lost_replies(self) -> None:
-        """End the visits whose time is over."""
-        now = time.monotonic()
-        for message_id in [m for m, visit in self._in_flight.items() if now >= visit.deadline]:
+        """End the visits whose time was over at the last look for replies.
+
+        That look may have taken minutes, as Flower waits for a reply that was sent in part; what others
+        have sent meanwhile is to be heard first.
+        """
+        late = [m for m, visit in self._in_flight.items() if self._last_look >= visit.deadline]
+        for message_id in late:
             visit = self._in_flight.pop(message_id)
             self._fail(visit.outcome, "silent", f"no reply in {self._settings.ttl_seconds:g} s")
 

@@ -9,45 +9,60 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy.dialects import sqlite
 
-from common.errors import InputError, LibraryError, MaskvoteError, MismatchError
+from common.errors import InputError
 from common.exchange import Contribution, Offer, Receipt
 from common.mask import Mask
 from common.signature import TaskSignature
-from server.library_file import RESTORE, check_is_database, connect, reported, sync_directory
-from server.library_schema import (
-    FORMAT,
-    Entry,
-    EntryMethod,
-    StoredAssignment,
+from common.structure import Structure
+from server import library_contents
+from server.admission import admit, check_asker, check_structure
+from server.entries import Entry, EntryFacts, EntryMethod, Removal, Statistics, StoredAssignment
+from server.library_file import LibraryFile, create
+from server.library_header import read_header, write_header
+from server.library_rows import (
+    LAST_POSITION,
     asked_values,
     assigned_values,
     assignment_of,
     entry_of,
-    header,
-    is_whole,
-    metadata,
-    offer_of,
+    next_position,
     outcome_values,
-    standing_values,
-    tasks,
+    row_of,
 )
+from server.library_schema import is_whole, tasks
+from server.removals import LAST_REMOVAL, Decision, check_reason, decide, since, standing
 
-__all__ = ["Entry", "EntryMethod", "Library", "StoredAssignment", "seed_entry"]
+__all__ = ["Entry", "EntryMethod", "Library", "Revision", "StoredAssignment", "seed_entry"]
+
+ASSIGN = sqlite.insert(tasks).on_conflict_do_nothing(index_elements=["id"])
+RECORD = update(tasks).where(tasks.c.id == bindparam("task"), tasks.c.position.is_(None))
+REVISION = select(LAST_POSITION.scalar_subquery(), LAST_REMOVAL.scalar_subquery())
+SINCE = select(tasks).where(tasks.c.position > bindparam("after")).order_by(tasks.c.position)
+POSITION = select(tasks.c.position).where(tasks.c.id == bindparam("task"))
 
 
 def seed_entry(name: str, signature: TaskSignature) -> str:
     """The entry of an operator's own task: 32 hexadecimal digits, the same for the same task."""
     return hashlib.sha256(f"{signature.digest} {name}".encode()).hexdigest()[:32]
+
+
+class Revision(NamedTuple):
+    """How far a library has got: its last entry, and the last line in its log of removals; 0 is none.
+
+    Later ones are larger: what was committed between is behind the earlier one.
+    """
+
+    position: int
+    removal: int
 
 
 class Library:
@@ -57,13 +72,11 @@ class Library:
     the file cannot be read or written: nothing stored is lost, and the call can be repeated.
     """
 
-    def __init__(self, path: Path, engine: Engine, offer: Offer, weights_digest: str) -> None:
-        self.path = path
+    def __init__(self, file: LibraryFile, offer: Offer, weights_digest: str) -> None:
+        self.file = file
+        self.path = file.path
         self.offer = offer
         self.weights_digest = weights_digest
-        self._engine = engine
-        # SQLite lets waiting writers overtake each other; a lock spares the threads of one process.
-        self._write_lock = threading.Lock()
 
     @classmethod
     def create(cls, path: Path | str, offer: Offer, weights_digest: str) -> Self:
@@ -79,51 +92,30 @@ class Library:
                     f"there is a file {taken} already, and a new library overwrites nothing; "
                     "open that library, move the file away, or give another path"
                 )
-        with (
-            reported(path),
-            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workshop,
-        ):
-            made = Path(workshop) / path.name
-            engine = connect(made, create=True)
-            try:
-                with engine.begin() as connection:
-                    metadata.create_all(connection)
-                    connection.execute(insert(header).values(standing_values(offer, weights_digest)))
-                with engine.connect() as connection:
-                    # Closing would empty the log into the file too, but not tell when it fails.
-                    connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                engine.dispose()
-            os.replace(made, path)
-            sync_directory(path.parent)
+        create(path, partial(write_header, offer=offer, weights_digest=weights_digest))
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """The library in a file, all of which is checked first.
+        """The library in a file, all of which is checked first. One of an older format is brought to
+        this one.
 
-        Raises LibraryError if there is none, it may not be read, it is damaged or of another
-        format. Tasks whose content alone is damaged do not hinder it: see `damaged`.
+        Raises LibraryError if there is none, it may not be read, it is damaged or of a newer format,
+        or it is of an older one and may not be written. Tasks whose content alone is damaged do not
+        hinder it: see `damaged`.
         """
-        path = Path(path)
-        with reported(path):
-            check_is_database(path)
-            engine = connect(path)
-            try:
-                with engine.connect() as connection:
-                    # Not quick_check: it leaves out whether the indices agree with the rows.
-                    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
-                    if found != "ok":
-                        raise LibraryError(f"the library {path}: it is damaged ({found}); {RESTORE}")
-                    offer, weights_digest = _read_header(path, connection)
-            except BaseException:
-                engine.dispose()
-                raise
-        return cls(path, engine, offer, weights_digest)
+        file = LibraryFile(Path(path))
+        try:
+            library = cls(file, *read_header(file))
+            library.removals()
+            return library
+        except BaseException:
+            file.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
-        self._engine.dispose()
+        self.file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -133,22 +125,24 @@ class Library:
     ) -> None:
         self.close()
 
+    # What devices ask and give
+
     def assigned(self, assignment: StoredAssignment) -> StoredAssignment:
         """Store what a device is assigned; returns what is stored, which is what to answer.
 
         For a request that was assigned before that is the first assignment, and nothing changes.
-        Raises InputError if the description differs from the first one's, MismatchError for a
-        signature or a mask of another library.
+        Raises InputError if the description differs from the first one's, AccessError if another
+        contributor's request has this id, MismatchError for a signature or a mask of another library.
         """
         description = assignment.description
-        self._check_mask(assignment.mask)
+        check_structure(assignment.mask, self.offer)
         self.offer.probe.check(description.signature)
-        with self._writing() as connection:
-            row = self._row(connection, description.request_id)
-            if row is None:
-                values = assigned_values(assignment) | outcome_values()
-                connection.execute(insert(tasks).values(values))
-        stored = assignment if row is None else assignment_of(row, self.offer)
+        values = assigned_values(assignment)
+        if self.file.write(lambda connection: connection.execute(ASSIGN, values).rowcount):
+            return assignment
+        stored = self.assignment_of(description.request_id)
+        if stored is not None:
+            check_asker(description.request_id, stored.contributor, assignment.contributor)
         if stored is None or stored.description != description:
             raise InputError(
                 f"request {description.request_id} asked for something else before, and a request id "
@@ -158,28 +152,37 @@ class Library:
 
     def assignment_of(self, request_id: str) -> StoredAssignment | None:
         """What a request was assigned; None for one that never was, and for a seed."""
-        with self._reading() as connection:
-            row = self._row(connection, request_id)
+        with self.file.reading() as connection:
+            row = row_of(connection, request_id)
         return None if row is None else assignment_of(row, self.offer)
 
-    def record(self, contribution: Contribution) -> Receipt:
+    def record(self, contribution: Contribution, contributor: str = "") -> Receipt:
         """Make a task an entry; the same contribution again gives the same receipt.
 
-        Raises InputError for a request that was never assigned, and for a contribution that
-        differs from the stored one, which stays; MismatchError for a mask of another library.
+        Raises InputError for a request that was never assigned, for a mask that cannot come of what
+        was, and for a contribution that differs from the stored one, which stays; AccessError if the
+        request is not this contributor's, unless that is ""; MismatchError for a mask of another
+        library.
         """
-        self._check_mask(contribution.mask)
+        check_structure(contribution.mask, self.offer)
         task = contribution.request_id
-        with self._writing() as connection:
-            row = self._row(connection, task)
-            if row is None:
-                raise InputError(f"request {task} was never assigned here; ask for a sub-network first")
-            if row.position is None:
-                outcome = outcome_values(contribution, _next_position(connection))
-                connection.execute(update(tasks).where(tasks.c.id == task).values(outcome))
-            else:
-                outcome = _same_outcome(row, contribution)
-        return Receipt(task, outcome["position"])
+        with self.file.reading() as connection:
+            row = row_of(connection, task)
+        if row is None:
+            raise InputError(f"request {task} was never assigned here; ask for a sub-network first")
+        check_asker(task, row.contributor, contributor)
+        if (assigned := assignment_of(row, self.offer)) is not None:
+            admit(contribution, assigned)
+        if row.position is not None:
+            return _receipt(row, contribution)
+        return self.file.write(partial(self._record, contribution))
+
+    def _record(self, contribution: Contribution, connection: Connection) -> Receipt:
+        task = contribution.request_id
+        outcome = outcome_values(contribution, next_position(connection))
+        if connection.execute(RECORD, {"task": task} | outcome).rowcount:
+            return Receipt(task, outcome["position"])
+        return _receipt(self._recorded(connection, task), contribution)
 
     def seed(
         self,
@@ -199,109 +202,143 @@ class Library:
         MismatchError for a signature or a mask of another library.
         """
         contribution = Contribution(entry, mask, accuracy_before, accuracy_after, iterations)
-        self._check_mask(mask)
+        check_structure(mask, self.offer)
         self.offer.probe.check(signature)
         asked = asked_values(entry, method, signature, contributor)
-        with self._writing() as connection:
-            row = self._row(connection, entry)
+
+        def write(connection: Connection) -> Receipt:
+            row = row_of(connection, entry)
             if row is None:
-                outcome = outcome_values(contribution, _next_position(connection))
-                connection.execute(insert(tasks).values(asked | outcome))
-            elif row.asked_sha256 != asked["asked_sha256"]:
+                outcome = outcome_values(contribution, next_position(connection))
+                connection.execute(insert(tasks), asked | outcome)
+                return Receipt(entry, outcome["position"])
+            if row.asked_sha256 != asked["asked_sha256"]:
                 raise InputError(f"entry {entry} is another task's; take the one that seed_entry gives")
-            else:
-                outcome = _same_outcome(row, contribution)
-        return Receipt(entry, outcome["position"])
+            return _receipt(row, contribution)
+
+        return self.file.write(write)
+
+    # What there is
 
     def has(self, entry: str) -> bool:
         """Whether this entry is recorded."""
-        with self._reading() as connection:
-            position = select(tasks.c.position).where(tasks.c.id == entry)
-            return connection.execute(position).scalar() is not None
+        with self.file.reading() as connection:
+            return connection.execute(POSITION, {"task": entry}).scalar() is not None
 
-    def entries(self) -> list[Entry]:
-        """All entries in the order of recording, without damaged ones."""
-        with self._reading() as connection:
-            recorded = select(tasks).where(tasks.c.position.is_not(None)).order_by(tasks.c.position)
-            return [entry_of(row, self.offer) for row in connection.execute(recorded) if is_whole(row)]
+    def entries(self, after: int = 0) -> list[Entry]:
+        """Entries behind a position in the order of recording, removed ones too, without damaged ones."""
+        with self.file.reading() as connection:
+            rows = connection.execute(SINCE, {"after": after})
+            return [entry_of(row, self.offer) for row in rows if is_whole(row)]
 
-    def entry(self, entry: str) -> Entry:
-        """One entry; InputError if it is not recorded, LibraryError if it is damaged."""
-        with self._reading() as connection:
-            row = self._row(connection, entry)
-        if row is None or row.position is None:
-            raise InputError(f"there is no entry {entry[:40]!r}; `entries` gives those that there are")
-        return entry_of(row, self.offer)
+    def removals(self, after: int = 0) -> list[Decision]:
+        """The log of removals behind a line. LibraryError if a line is damaged."""
+        with self.file.reading() as connection:
+            return since(connection, after)
+
+    def revision(self) -> Revision:
+        """How far it has got, whoever wrote it; quick enough to be asked before every vote."""
+        with self.file.reading() as connection:
+            position, removal = connection.execute(REVISION).one()
+        return Revision(position or 0, removal or 0)
 
     def __len__(self) -> int:
-        """How many entries are recorded, damaged ones as well: what the last receipt said."""
-        with self._reading() as connection:
-            return connection.execute(select(func.count(tasks.c.position))).scalar_one()
+        """How many entries are recorded, removed and damaged ones too: what the last receipt said."""
+        return self.revision().position
 
     @property
     def damaged(self) -> tuple[str, ...]:
         """Ids of the tasks whose rows fail their sums, read anew from the file."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             rows = connection.execute(select(tasks).order_by(tasks.c.id))
             return tuple(row.id for row in rows if not is_whole(row))
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with reported(self.path), self._engine.connect() as connection:
-            yield connection
+    # What operators do: see server.entries.Operations
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A transaction that writes; it is on the disk once this is left without an error."""
-        writing = self._engine.execution_options(writes=True)
-        with self._write_lock, reported(self.path), writing.begin() as connection:
-            yield connection
+    @property
+    def structure(self) -> Structure:
+        """The groups of units that its masks are about."""
+        return self.offer.structure
 
-    def _row(self, connection: Connection, task: str) -> Row[Any] | None:
-        row = connection.execute(select(tasks).where(tasks.c.id == task)).one_or_none()
-        if row is not None and not is_whole(row):
-            raise LibraryError(
-                f"the library {self.path}: its row of task {task} is damaged, and such a row is not "
-                "served; ask under a new request id, or restore the file from a backup"
-            )
+    def facts(self) -> Iterator[EntryFacts]:
+        """Of all entries in the order of recording, removed ones too, without damaged ones."""
+        for entry, removed in library_contents.recorded(self.file, self.offer):
+            yield entry.facts(removed)
+
+    def export(self) -> Iterator[Entry]:
+        """All entries that are not removed, in the order of recording, without damaged ones."""
+        for entry, removed in library_contents.recorded(self.file, self.offer):
+            if removed is None:
+                yield entry
+
+    def entry(self, entry: str) -> Entry:
+        """One entry, also if it is removed; InputError if it is not recorded, LibraryError if damaged."""
+        with self.file.reading() as connection:
+            return entry_of(self._recorded(connection, entry), self.offer)
+
+    def facts_of(self, entry: str) -> EntryFacts:
+        """What there is to know of one entry; errors as of `entry`."""
+        with self.file.reading() as connection:
+            return self._facts_of(connection, entry)
+
+    def removal_of(self, entry: str) -> Removal | None:
+        """What is known of an entry's removal; None unless it is removed now."""
+        with self.file.reading() as connection:
+            return standing(connection, [entry]).get(entry)
+
+    def remove(self, entry: str, by: str, reason: str) -> EntryFacts:
+        """Take an entry out of all votes from now on; what is removed already stays as it is.
+
+        `by` is at most 200, `reason` 1 to 500 printable characters, or InputError is raised; so it is
+        for an entry that is not recorded.
+        """
+        return self._decide(entry, by, reason, removed=True)
+
+    def restore(self, entry: str, by: str, reason: str) -> EntryFacts:
+        """Let a removed entry vote again; the same rules as for `remove`."""
+        return self._decide(entry, by, reason, removed=False)
+
+    def _decide(self, entry: str, by: str, reason: str, *, removed: bool) -> EntryFacts:
+        check_reason(by, reason)
+
+        def write(connection: Connection) -> EntryFacts:
+            facts = self._facts_of(connection, entry)
+            if removed == (facts.removed is not None):
+                return facts
+            decide(connection, [entry], removed=removed, by=by, reason=reason)
+            return self._facts_of(connection, entry)
+
+        return self.file.write(write)
+
+    def take_in(self, entries: Iterable[Entry]) -> tuple[int, int]:
+        """Add entries, as they are but for their positions; how many were new, and how many there.
+
+        InputError for an entry that breaks a rule or differs from the one that is there, MismatchError
+        for one of another library; those before it stay, and taking in all of them again goes on.
+        """
+        return library_contents.take_in(self.file, self.offer, entries)
+
+    def statistics(self) -> Statistics:
+        """What it holds, in numbers; damaged entries are counted."""
+        return library_contents.statistics(self.file)
+
+    def _facts_of(self, connection: Connection, entry: str) -> EntryFacts:
+        row = self._recorded(connection, entry)
+        return entry_of(row, self.offer).facts(standing(connection, [entry]).get(entry))
+
+    def _recorded(self, connection: Connection, entry: str) -> Row[Any]:
+        row = row_of(connection, entry)
+        if row is None or row.position is None:
+            raise InputError(f"there is no entry {entry[:40]!r}; list the entries to see those there are")
         return row
 
-    def _check_mask(self, mask: Mask) -> None:
-        theirs, ours = mask.structure.digest, self.offer.structure.digest
-        if theirs != ours:
-            raise MismatchError(
-                f"the mask is of structure {theirs[:12]}, this library's is {ours[:12]}; "
-                "fetch what the library offers again"
-            )
 
-
-def _read_header(path: Path, connection: Connection) -> tuple[Offer, str]:
-    # The format comes first, and alone: the header of another format may have other columns.
-    written = connection.execute(select(header.c.format)).scalar()
-    if written is None:
-        raise LibraryError(f"the library {path}: it has no header; {RESTORE}")
-    if written != FORMAT:
-        raise LibraryError(
-            f"the library {path}: its format is {written!r}, this version of maskvote reads {FORMAT}; "
-            "use the version that wrote it"
-        )
-    row = connection.execute(select(header)).one()
-    try:
-        return offer_of(row), row.weights_digest
-    except MaskvoteError as error:
-        raise LibraryError(f"the library {path}: its header is damaged: {error}; {RESTORE}") from error
-
-
-def _next_position(connection: Connection) -> int:
-    return (connection.execute(select(func.max(tasks.c.position))).scalar() or 0) + 1
-
-
-def _same_outcome(row: Row[Any], contribution: Contribution) -> dict[str, Any]:
-    """The outcome that is recorded; InputError if this contribution differs from it."""
+def _receipt(row: Row[Any], contribution: Contribution) -> Receipt:
+    """The receipt of what is recorded; InputError if this contribution differs from it."""
     again = outcome_values(contribution, row.position, row.recorded)
     if again["outcome_sha256"] != row.outcome_sha256:
         raise InputError(
             f"entry {row.id} is recorded with another mask or other numbers, and the first stays; "
             "ask for a new sub-network to contribute again"
         )
-    return again
+    return Receipt(row.id, row.position)

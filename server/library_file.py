@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, QueuePool
 
 from common.errors import LibraryError
+from server.write_queue import WriteQueue
+
+Result = TypeVar("Result")
 
 BUSY_TIMEOUT_SECONDS = 30
 """How long a writer waits for another process: many times the longest transaction here."""
@@ -43,8 +48,9 @@ def connect(path: Path, *, create: bool = False) -> Engine:
             isolation_level=None,  # transactions begin where `begin` says, not at the first INSERT
         )
 
+    # As many connections as threads ever ask at once; opening one costs as much as ten queries.
     engine = sqlalchemy.create_engine(
-        "sqlite://", creator=connection, poolclass=QueuePool, max_overflow=-1
+        "sqlite://", creator=connection, poolclass=QueuePool, pool_size=0, pool_use_lifo=True
     )
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -62,6 +68,72 @@ def connect(path: Path, *, create: bool = False) -> Engine:
     return engine
 
 
+class LibraryFile:
+    """The file while it is open. Threads may share it, and processes the file.
+
+    Raises LibraryError where there is no such file, or it is no database or a damaged one; so does
+    every method where it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reported(path):
+            check_is_file(path)
+            self._engine = connect(path)
+            # SQLite lets waiting writers overtake each other; a queue spares the threads of one process.
+            self._writes = WriteQueue(self._engine.execution_options(writes=True).begin)
+            try:
+                self._check_integrity()
+            except BaseException:
+                self.close()
+                raise
+
+    def _check_integrity(self) -> None:
+        with self._engine.connect() as connection:
+            # Not quick_check: it leaves out whether the indices agree with the rows.
+            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+        if found != "ok":
+            raise LibraryError(f"the library {self.path}: it is damaged ({found}); {RESTORE}")
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that reads: one state of the file, of everything that was committed before."""
+        with reported(self.path), self._engine.connect() as connection:
+            yield connection
+
+    def write(self, change: Callable[[Connection], Result]) -> Result:
+        """What a change returns, once it is on the disk. It is made alone, and as a whole or not at all.
+
+        Changes of other threads may share its transaction, so it must not wait for any of them.
+        """
+        with reported(self.path):
+            return self._writes.write(change)
+
+    def close(self) -> None:
+        """Close all connections to the file."""
+        self._engine.dispose()
+
+
+def create(path: Path, fill: Callable[[Connection], None]) -> None:
+    """A new file that `fill` has filled; it appears whole or not at all."""
+    with (
+        reported(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workshop,
+    ):
+        made = Path(workshop) / path.name
+        engine = connect(made, create=True)
+        try:
+            with engine.begin() as connection:
+                fill(connection)
+            with engine.connect() as connection:
+                # Closing would empty the log into the file too, but not tell when it fails.
+                connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            engine.dispose()
+        os.replace(made, path)
+        sync_directory(path.parent)
+
+
 RESTORE = "restore the file from a backup, or create a new library"
 
 PERMIT = "allow this user to write the file and its directory, then try again"
@@ -76,21 +148,28 @@ RULES = {
     "SQLITE_LOCKED": ("it is locked", WAIT),
     "SQLITE_IOERR": ("its disk fails", "check the disk and its space, then try again"),
     "SQLITE_CORRUPT": ("it is damaged", RESTORE),
-    "SQLITE_NOTADB": ("it is damaged", RESTORE),
+    "SQLITE_NOTADB": ("it does not start as an SQLite file does", RESTORE),
 }
 """SQLite's primary error -> what is wrong with the file, and what to do about it."""
 
 OTHER = ("it does not hold the tables of a library", RESTORE)
 
 
+class DamagedRow(Exception):
+    """A row that is not as it was written: which, and what to do. See `reported`."""
+
+
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Errors of the database or the file system as LibraryError: the file, what is wrong, what to do.
+    """Errors of rows, the database or the file system as LibraryError: the file, what is wrong with it,
+    what to do.
 
     What was committed before is intact, and the library goes on once the cause is gone.
     """
     try:
         yield
+    except DamagedRow as damage:
+        raise LibraryError(f"the library {path}: {damage}") from damage
     except (sqlalchemy.exc.DBAPIError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
         name = getattr(cause, "sqlite_errorname", "")
@@ -103,15 +182,16 @@ def reported(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_is_database(path: Path) -> None:
-    """Tell a missing or foreign file from a damaged one: SQLite takes an empty file for a database."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except FileNotFoundError as error:
-        raise LibraryError(f"there is no library {path}; create it, or check the path") from error
-    if start != b"SQLite format 3\0":
-        raise LibraryError(f"{path} is no library: it does not start as an SQLite file does; {RESTORE}")
+def check_is_file(path: Path) -> None:
+    """Tell what is no file, or an empty one, from a damaged one: SQLite takes the latter for a database.
+
+    Without opening it: to close it would give up the locks that this process has on it, and another one
+    that ends then takes the log away, with what was committed last.
+    """
+    if not path.exists():
+        raise LibraryError(f"there is no library {path}; create it, or check the path")
+    if not path.is_file() or path.stat().st_size == 0:
+        raise LibraryError(f"{path} is no library but a directory, or empty; {RESTORE}")
 
 
 def sync_directory(path: Path) -> None:

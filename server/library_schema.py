@@ -1,34 +1,28 @@
-"""The library's tables, and how assignments and entries become rows and rows become them again."""
+"""The library's tables, and the sums that tell whether a row is as it was written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from sqlalchemy import REAL, CheckConstraint, Column, Integer, LargeBinary, MetaData, Row, Table, Text
-
-from common.backbone import Backbone
-from common.errors import LibraryError
-from common.exchange import (
-    Budget,
-    Choice,
-    Contribution,
-    Method,
-    Neighbour,
-    Offer,
-    Origin,
-    TaskDescription,
+from sqlalchemy import (
+    REAL,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    Table,
+    Text,
 )
-from common.mask import Mask
-from common.signature import Probe, TaskSignature
-from common.structure import Structure
 
-FORMAT = 1
+FORMAT = 2
+"""1: header and tasks. 2: removals and tokens too."""
 
 Values = dict[str, Any]
 """Column name -> value, as they are stored."""
@@ -46,7 +40,7 @@ STANDING = (
     Column("probe", LargeBinary, nullable=False),
     Column("probe_digest", Text, nullable=False),
 )
-"""What the library stands for, in one row that never changes."""
+"""What the library stands for, in one row that changes with the format alone."""
 
 ASKED = (
     Column("id", Text, primary_key=True),
@@ -74,6 +68,27 @@ OUTCOME = (
 )
 """The mask that a task ended with, and how it did: NULL until it is recorded."""
 
+DECIDED = (
+    Column("number", Integer, primary_key=True),
+    Column("entry", Text, nullable=False),
+    Column("removed", Integer, CheckConstraint("removed IN (0, 1)"), nullable=False),
+    Column("at", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+"""That an entry was removed, or restored. An entry's last row holds; rows are only ever added."""
+
+ISSUED = (
+    Column("number", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("token_sha256", Text, nullable=False, unique=True),
+    Column("created", Text, nullable=False),
+    Column("revoked", Text),
+    Column("revoked_by", Text),
+)
+"""Whom a token lets in, and until when. The token itself is nowhere."""
+
 header = Table("header", metadata, *STANDING, Column("sha256", Text, nullable=False))
 
 tasks = Table(
@@ -85,11 +100,27 @@ tasks = Table(
     Column("outcome_sha256", Text, nullable=False),
 )
 
+removals = Table("removals", metadata, *DECIDED, Column("sha256", Text, nullable=False))
+Index("removals_of_entry", removals.c.entry, removals.c.number)
+
+tokens = Table("tokens", metadata, *ISSUED, Column("sha256", Text, nullable=False))
+Index("live_tokens", tokens.c.name, unique=True, sqlite_where=tokens.c.revoked.is_(None))
+
 
 def seal(values: Mapping[Any, Any], columns: Iterable[Column]) -> str:
     """sha256 over the names and values of these columns; a value that is missing counts as NULL."""
     row = [[column.name, values.get(column.name)] for column in columns]
     return hashlib.sha256(json.dumps(row, default=bytes.hex).encode()).hexdigest()
+
+
+def sealed(values: Values, columns: Iterable[Column]) -> Values:
+    """A row with its sum, for a table that has one."""
+    return values | {"sha256": seal(values, columns)}
+
+
+def is_sealed(row: Row[Any], columns: Iterable[Column]) -> bool:
+    """Whether a row with one sum still has the content that it was written with."""
+    return row.sha256 == seal(row._mapping, columns)
 
 
 def is_whole(row: Row[Any]) -> bool:
@@ -98,193 +129,6 @@ def is_whole(row: Row[Any]) -> bool:
     return row.asked_sha256 == seal(values, ASKED) and row.outcome_sha256 == seal(values, OUTCOME)
 
 
-EntryMethod = Method | Literal["iterative"]
-"""How an entry's mask was made: by a vote and what followed, or by iterative pruning."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An earlier task: its signature, the mask it ended with, and how well that did.
-
-    Accuracies are in [0, 1]. `position` counts entries from 1 in the order of recording.
-    """
-
-    entry: str
-    signature: TaskSignature
-    mask: Mask
-    method: EntryMethod
-    accuracy_before: float
-    accuracy_after: float
-    iterations: int
-    neighbours: tuple[Neighbour, ...]
-    contributor: str
-    recorded: datetime
-    position: int
-
-    @property
-    def keep_ratio(self) -> float:
-        """The share of the backbone's units that the mask keeps, in (0, 1]."""
-        return self.mask.density
-
-
-@dataclass(frozen=True)
-class StoredAssignment:
-    """What a device asked and was assigned: enough to answer the same again."""
-
-    description: TaskDescription
-    origin: Origin
-    target: tuple[int, ...]
-    rounds: int
-    mask: Mask
-    neighbours: tuple[Neighbour, ...]
-    contributor: str
-
-    @property
-    def choice(self) -> Choice:
-        """What the device is told of it, before its network is cut."""
-        return Choice(
-            request_id=self.description.request_id,
-            method=self.description.method,
-            origin=self.origin,
-            mask=self.mask,
-            target=self.target,
-            rounds=self.rounds,
-            neighbours=self.neighbours,
-        )
-
-
-def standing_values(offer: Offer, weights_digest: str) -> Values:
-    """The header's row."""
-    values = {
-        "id": 1,
-        "format": FORMAT,
-        "created": _now(),
-        "backbone": offer.backbone.to_json(),
-        "weights_digest": weights_digest,
-        "structure": offer.structure.to_json(),
-        "structure_digest": offer.structure.digest,
-        "probe": bytes(offer.probe.to_bytes()),
-        "probe_digest": offer.probe.digest,
-    }
-    return values | {"sha256": seal(values, STANDING)}
-
-
-def offer_of(row: Row[Any]) -> Offer:
-    """What the header's row offers; LibraryError or the content's own error where it is damaged."""
-    if row.sha256 != seal(row._mapping, STANDING):
-        raise LibraryError("its content does not have the sha256 that is written beside it")
-    structure = Structure.from_json(row.structure)
-    probe = Probe.from_bytes(row.probe, structure)
-    for name, digest, written in (
-        ("structure", structure.digest, row.structure_digest),
-        ("probe", probe.digest, row.probe_digest),
-    ):
-        if digest != written:
-            raise LibraryError(f"the {name}'s digest is {digest[:12]}, written is {written[:12]}")
-    return Offer(Backbone.from_json(row.backbone), structure, probe)
-
-
-def asked_values(
-    task: str,
-    method: EntryMethod,
-    signature: TaskSignature,
-    contributor: str,
-    neighbours: Sequence[Neighbour] = (),
-) -> Values:
-    """A row's first part for a task that was assigned nothing."""
-    return _sealed(
-        {
-            "id": task,
-            "method": method,
-            "contributor": contributor,
-            "classes": signature.classes,
-            "means": signature.means.astype("<f2").tobytes(),
-            "counts": signature.counts.astype("<i4").tobytes(),
-            "neighbours": json.dumps([[n.entry, float(n.similarity)] for n in neighbours]),
-        }
-    )
-
-
-def assigned_values(stored: StoredAssignment) -> Values:
-    """A row's first part for a task and what it was assigned."""
-    asked = stored.description
-    return _sealed(
-        {
-            **asked_values(
-                asked.request_id, asked.method, asked.signature, stored.contributor, stored.neighbours
-            ),
-            "budget": json.dumps(asdict(asked.budget)),
-            "origin": stored.origin,
-            "target": json.dumps([int(count) for count in stored.target]),
-            "rounds": stored.rounds,
-            "assigned_mask": stored.mask.pack(),
-        }
-    )
-
-
-def _sealed(asked: Values) -> Values:
-    return asked | {"asked_sha256": seal(asked, ASKED)}
-
-
-def outcome_values(
-    contribution: Contribution | None = None, position: int | None = None, recorded: str | None = None
-) -> Values:
-    """A row's second part, recorded now unless it says when; without a contribution it is empty."""
-    values: Values = {}
-    if contribution is not None:
-        values = {
-            "position": position,
-            "recorded": recorded or _now(),
-            "mask": contribution.mask.pack(),
-            "accuracy_before": float(contribution.accuracy_before),
-            "accuracy_after": float(contribution.accuracy_after),
-            "iterations": int(contribution.iterations),
-        }
-    return values | {"outcome_sha256": seal(values, OUTCOME)}
-
-
-def entry_of(row: Row[Any], offer: Offer) -> Entry:
-    """The entry in a whole row that is recorded."""
-    return Entry(
-        entry=row.id,
-        signature=_signature_of(row, offer),
-        mask=Mask.unpack(offer.structure, row.mask),
-        method=row.method,
-        accuracy_before=row.accuracy_before,
-        accuracy_after=row.accuracy_after,
-        iterations=row.iterations,
-        neighbours=_neighbours_of(row),
-        contributor=row.contributor,
-        recorded=datetime.fromisoformat(row.recorded),
-        position=row.position,
-    )
-
-
-def assignment_of(row: Row[Any], offer: Offer) -> StoredAssignment | None:
-    """What is assigned in a whole row; None for a seed."""
-    if row.budget is None:
-        return None
-    budget = Budget(**json.loads(row.budget))
-    return StoredAssignment(
-        description=TaskDescription(row.id, _signature_of(row, offer), budget, row.method),
-        origin=row.origin,
-        target=tuple(json.loads(row.target)),
-        rounds=row.rounds,
-        mask=Mask.unpack(offer.structure, row.assigned_mask),
-        neighbours=_neighbours_of(row),
-        contributor=row.contributor,
-    )
-
-
-def _signature_of(row: Row[Any], offer: Offer) -> TaskSignature:
-    means = np.frombuffer(row.means, dtype="<f2").astype(np.float16)
-    counts = np.frombuffer(row.counts, dtype="<i4").astype(np.int32)
-    return TaskSignature(offer.probe.digest, means.reshape(row.classes, -1), counts)
-
-
-def _neighbours_of(row: Row[Any]) -> tuple[Neighbour, ...]:
-    return tuple(Neighbour(entry, similarity) for entry, similarity in json.loads(row.neighbours))
-
-
-def _now() -> str:
+def now() -> str:
+    """This moment, as times are stored."""
     return datetime.now(UTC).isoformat()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import resource
 import socket
 import ssl
@@ -23,6 +22,7 @@ from prometheus_client import start_http_server
 from common.backbone import Weights
 from common.errors import InputError
 from common.exchange import Limits
+from common.grpc_channel import host_and_port, is_loopback
 from common.grpc_codec import DEVICES
 from common.proto_codec import MAX_MESSAGE_BYTES
 from server.access import Access
@@ -31,13 +31,15 @@ from server.grpc_calls import Calls, Workers
 from server.grpc_service import DeviceService
 from server.library import Library
 from server.metrics import Metrics
+from server.operator_codec import OPERATORS
+from server.operator_service import OperatorService
 from server.spool import Spool
 from server.tokens import identify
 
-SERVICES = (DEVICES,)
+SERVICES = (DEVICES, OPERATORS)
 
-WORKERS = 4
-"""Threads: the library takes one writer at a time, and cutting is bound by memory."""
+WORKERS = 16
+"""Threads, most of which wait for the disk: writers that wait together share one sync of it."""
 GRACE_SECONDS = 30
 MAX_FILES = 16_384
 
@@ -81,7 +83,8 @@ class Tls:
     def _check(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self.certificate, self.key)
+            # A key with a password would be asked for it on the terminal.
+            context.load_cert_chain(self.certificate, self.key, password="")
             if self.client_ca is not None:
                 context.load_verify_locations(self.client_ca)
         except OSError as error:  # an SSLError is one too
@@ -159,7 +162,7 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
         workers = Workers(executor)
         calls = Calls(access, settings.limits, workers, metrics)
         devices = DeviceService(coordinator, library.weights_digest, spool, settings.limits)
-        calls.add(*devices.methods())
+        calls.add(*devices.methods(), *OperatorService(library).methods())
         server = grpc.aio.server(options=_options())
         server.add_generic_rpc_handlers((calls,))
         healthy = await _add_health_and_reflection(server)
@@ -177,22 +180,6 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
         finally:
             stop_metrics()
     logger.info("stopped")
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT, where an IPv6 host is in brackets. InputError if it is no such address."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"the address is {address!r}; it is HOST:PORT, for example 127.0.0.1:7070")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host's address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _options() -> Sequence[tuple[str, int]]:

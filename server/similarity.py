@@ -22,7 +22,7 @@ class Similarity(Protocol):
         """Take a task into the library."""
 
     def to(self, task: TaskSignature) -> tuple[Sequence[str], np.ndarray]:
-        """All entries, and float64 (entries,) similarities in [0, 1]."""
+        """All entries in the order they were added, and a new float64 (entries,) in [0, 1]."""
 
 
 class ClassStatistics:

@@ -130,6 +130,8 @@ def with_runners_up(
             last = np.lexsort((-second[inside], -score[inside]))[-count:]
             row[inside[last]] = False
             chance = score[outside] + 1 / (2 * len(outside))
-            row[generator.choice(outside, count, replace=False, p=chance / chance.sum())] = True
+            # The first to arrive at such rates: draws without replacement, all at once.
+            arrivals = generator.exponential(size=len(outside)) / chance
+            row[outside[np.argpartition(arrivals, count - 1)[:count]]] = True
         rows[name] = row
     return Mask.of(elected.structure, rows)

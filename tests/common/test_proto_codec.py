@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damaged_bytes import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -331,9 +332,9 @@ def test_a_payload_cut_short_or_with_one_bit_flipped_is_refused(assignment, offe
     ]:
         flipped = bytearray(whole)
         flipped[-1] ^= 1
-        for damaged in (whole[:-1], bytes(flipped), b""):
+        for broken in (whole[:-1], bytes(flipped), b""):
             with pytest.raises(WeightsError, match="fetch it again"):
-                decode(damaged)
+                decode(broken)
 
 
 def test_a_network_of_another_model_is_refused(assignment, structure):
@@ -410,19 +411,6 @@ def test_a_structure_announced_larger_than_the_limit_is_refused():
 oddities: st.SearchStrategy = st.sampled_from(
     [None, True, -1, 2**40, 10**30, 1e300, INFINITY, NAN, "", "x", [], [[]], {}, {"x": []}, [None]]
 )
-
-
-@st.composite
-def damaged(draw, valid: bytes):
-    """Arbitrary bytes, or the valid ones with some overwritten, cut out, or doubled."""
-    if draw(st.booleans()):
-        return draw(st.binary(max_size=200))
-    data = bytearray(valid)
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(data)))
-        end = min(len(data), start + draw(st.integers(0, 8)))
-        data[start:end] = draw(st.binary(max_size=8) | st.just(bytes(data[start:end]) * 2))
-    return bytes(data)
 
 
 @st.composite

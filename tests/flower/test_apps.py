@@ -1,7 +1,9 @@
 """Whole runs of both Flower apps, in this process: real devices, real tasks, and broken ones."""
 
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +186,25 @@ def test_a_device_that_fails_is_counted_with_its_reason_and_stops_no_other(
     assert report.errors == {"device": 7, "refused": 5, "silent": 2, "unreachable": 2}
 
 
+def test_a_look_for_replies_that_takes_long_costs_no_device_its_visit(
+    library, weights, settings, devices, monkeypatch
+):
+    class SlowOnce(InProcessGrid):
+        looks = 0
+
+        def pull_messages(self, message_ids):
+            self.looks += 1
+            if self.looks > 1:
+                return super().pull_messages(message_ids)
+            time.sleep(0.3)
+            return []
+
+    monkeypatch.setattr("server.flower_app.GRACE_SECONDS", 0)
+    grid = SlowOnce(client_app(devices), partitions(1))
+    (device,) = serve_fleet(grid, library, weights, replace(settings, ttl_seconds=0.2)).devices
+    assert device.stage == "adapted"
+
+
 def test_a_library_that_cannot_store_a_mask_fails_that_device_alone(
     library, weights, settings, devices, monkeypatch
 ):
@@ -288,6 +309,18 @@ def test_a_node_with_a_place_for_it_keeps_the_offer_on_disk_until_it_has_adapted
     serve_fleet(grid, library, weights, settings, look)
     assert kept == [(1, 0), (0, 0), (0, 0)]
     assert network.stat().st_size > 0
+
+
+def test_offers_of_runs_that_never_came_back_are_freed_after_a_week(
+    library, weights, settings, devices, tmp_path
+):
+    for name, days in (("old", 8), ("young", 6)):
+        offer = tmp_path / f"{name}.offer"
+        offer.touch()
+        os.utime(offer, (time.time() - days * 86_400,) * 2)
+    grid = InProcessGrid(client_app(devices), {5: {"partition-id": 0, "state-dir": str(tmp_path)}})
+    serve_fleet(grid, library, weights, settings)
+    assert [offer.name for offer in tmp_path.glob("*.offer")] == ["young.offer"]
 
 
 def test_without_one_flower_keeps_the_offer_between_the_two_messages(library, weights, settings, devices):

@@ -1,6 +1,7 @@
-"""The same two apps as a Flower app bundle: `flwr run` on a SuperLink with two SuperNodes."""
+"""The same two apps as a Flower app bundle, on a SuperLink that is killed, with SuperNodes that stay."""
 
 import json
+import time
 from pathlib import Path
 
 from federation import federation
@@ -10,23 +11,36 @@ from server.library import Library
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_devices_adapt_in_a_deployment_and_one_without_data_says_so(
+def test_a_killed_superlink_costs_no_entry_and_the_next_run_serves_whoever_is_there(
     library_path, checkpoint, tasks, tmp_path
 ):
+    report_path = tmp_path / "report.json"
     nodes = [
         f'data-path="{tasks / "task0"}" state-dir="{tmp_path}"',
         f'data-path="{tasks / "task1"}" keep-ratio=0.5',
         "partition-id=0",
     ]
-    report_path = tmp_path / "report.json"
-    run_config = (
+    settings = (
         f'library="{library_path}" checkpoint="{checkpoint}" report="{report_path}" '
-        f"devices={len(nodes)} at-once=3 idle-seconds=120.0 max-seconds=300.0 "
-        'iterations=2 evaluate-at="" keep-ratio=0.3 threads=1'
+        f"devices={len(nodes)} idle-seconds=120.0 max-seconds=300.0 "
+        'iterations=2 evaluate-at="" keep-ratio=0.3 threads=1 '
     )
-    with federation(tmp_path / "federation", nodes) as running:
-        status, log = running.run(ROOT, run_config, timeout_seconds=330)
-    assert status == "finished:completed", log
+    with federation(tmp_path / "federation", nodes) as running, Library.open(library_path) as library:
+        running.submit(ROOT, f"{settings} at-once=1")
+        deadline = time.monotonic() + 120
+        while not len(library) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.kill_superlink()
+        survived = library.entries()
+        with Library.open(library_path) as opened:  # which checks all of the file
+            assert opened.entries() == survived
+        assert len(survived) == 1
+        assert not report_path.exists()
+
+        running.start_superlink()
+        status, log = running.finish(running.submit(ROOT, f"{settings} at-once=3"), timeout_seconds=330)
+        assert status == "finished:completed", log
+        assert library.entries()[:1] == survived
 
     report = json.loads(report_path.read_text())
     assert [device["stage"] for device in report["devices"]].count("adapted") == 2, log
@@ -35,6 +49,6 @@ def test_two_devices_adapt_in_a_deployment_and_one_without_data_says_so(
     assert failed["error"].startswith("this device has no data; start its SuperNode with --node-config")
     assert failed["error"] in log
     with Library.open(library_path) as library:
-        assert sorted(entry.keep_ratio for entry in library.entries())[1] > 0.4
-        assert len(library) == report["entries_after"] == 2
-    assert not list(tmp_path.glob("*.offer"))
+        of_the_last_run = library.entries()[1:]
+    assert sorted(entry.keep_ratio for entry in of_the_last_run)[1] > 0.4
+    assert len(of_the_last_run) == 2

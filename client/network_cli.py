@@ -1,0 +1,135 @@
+"""What can be done with a network that a device has kept: judge it, and hand it to other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor, nn
+
+from client.export import TOLERANCE, SavedNetwork, export_onnx, load_network, save_network
+from common.command_line import progress, show, show_json
+from common.errors import MismatchError
+from common.fitting import BATCH, on_device_of
+from common.task_data import LabelledImages, Task, load_folder
+
+NETWORK = click.option(
+    "--network",
+    "network_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What `maskvote-client adapt --save` wrote.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
+
+
+@click.command()
+@NETWORK
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory with train/CLASS/*.png|jpg (and val/), as for adapt.",
+)
+@JSON
+def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
+    """Tell how many of a task's evaluation images a kept network classifies right, by class.
+
+    These are the images of val/, or where there is none every fifth of train/, which adapt keeps
+    apart. The classes must be those of the network, by name.
+
+    Example: maskvote-client evaluate --network my.safetensors --data mine
+    """
+    saved = load_network(network_file)
+    task = load_folder(data, saved.backbone)
+    logit_of = torch.tensor(_logits_of(task, saved, data, network_file))
+    labels = task.evaluation.labels
+    with progress() as bars:
+        bar = bars.add_task("Classifying", total=len(labels))
+        found = classified(saved.network, task.evaluation, lambda done: bars.update(bar, completed=done))
+    right = labels[found == logit_of[labels]]
+    accuracy = len(right) / len(labels)
+    counts = [
+        (name, int((labels == label).sum()), int((right == label).sum()))
+        for label, name in enumerate(task.classes)
+    ]
+    if as_json:
+        classes = [
+            {"class": name, "images": images, "right": hits, "accuracy": hits / images}
+            for name, images, hits in counts
+        ]
+        show_json({"images": len(labels), "accuracy": accuracy, "classes": classes})
+        return
+    show(
+        f"{network_file} classifies {accuracy:.1%} of {len(labels):,} images right",
+        ["class", "images", "right", "accuracy"],
+        [[name, f"{images:,}", f"{hits:,}", f"{hits / images:.1%}"] for name, images, hits in counts],
+    )
+
+
+def _logits_of(task: Task, saved: SavedNetwork, data: Path, network_file: Path) -> list[int]:
+    """Of each class of the task, which of the network's logits is its own. MismatchError if one has none."""
+    lacking = sorted({*saved.classes} - {*task.classes})
+    strange = sorted({*task.classes} - {*saved.classes})
+    if lacking or strange:
+        found = [f"has {', '.join(strange)}, which the network has not"] if strange else []
+        found += [f"lacks {', '.join(lacking)}"] if lacking else []
+        raise MismatchError(
+            f"{data} has other classes than {network_file}: it {' and '.join(found)}; give images of "
+            "the network's classes, or adapt a network to these"
+        )
+    return [saved.classes.index(name) for name in task.classes]
+
+
+def classified(network: nn.Module, images: LabelledImages, done: Callable[[int], object]) -> Tensor:
+    """Which logit is largest for each image, int64 (N,); `done` is told how many there are so far."""
+    parts = []
+    with torch.inference_mode():
+        for indices in torch.arange(len(images)).split(BATCH):
+            parts.append(network(on_device_of(network, images.batch(indices))).argmax(1).cpu())
+            done(int(indices[-1]) + 1)
+    return torch.cat(parts).clone()
+
+
+@click.command()
+@NETWORK
+@click.option(
+    "--format",
+    "kind",
+    required=True,
+    type=click.Choice(["onnx", "safetensors"]),
+    help="onnx runs without torch; safetensors is every tensor by name.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Write the network to this file."
+)
+@JSON
+def export(network_file: Path, kind: str, out: Path, as_json: bool) -> None:
+    """Write a kept network as a file for other programs.
+
+    An ONNX file takes `images`, float32 (N, C, H, W), and gives `logits`, float32 (N, K). Images are
+    normalised before: (pixel / 255 - mean) / std. Mean, std, interpolation, the class names and the
+    backbone stand in its metadata. It is written only if onnxruntime gives the logits that torch
+    gives, and needs: pip install "maskvote[onnx]".
+
+    Example: maskvote-client export --network my.safetensors --format onnx --out my.onnx
+    """
+    saved = load_network(network_file)
+    facts: dict[str, object] = {"format": kind, "written": str(out), "classes": len(saved.classes)}
+    if kind == "onnx":
+        graph = export_onnx(out, saved)
+        facts |= {"bytes": graph.bytes_written, "opset": graph.opset, "difference": graph.difference}
+        told = (
+            f"opset {graph.opset}; onnxruntime's logits differ from torch's by at most "
+            f"{graph.difference:.1e} of the largest ({TOLERANCE:.0e} is allowed)"
+        )
+    else:
+        save_network(out, saved.network, saved.backbone, saved.classes)
+        facts["bytes"] = out.stat().st_size
+        told = "every tensor by name"
+    if as_json:
+        show_json(facts)
+        return
+    click.echo(f"{out}: {facts['bytes']:,} bytes, {len(saved.classes)} classes; {told}.")

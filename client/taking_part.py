@@ -1,0 +1,166 @@
+"""Taking part through a server, step by step, with what is remembered of it and with bars on the terminal."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from client.adapt import Adaptation, adapt, check_timm, describe, generator_of
+from client.grpc_client import RemoteCoordinator
+from client.state import Setting, State
+from client.task_options import Asked, Server
+from common.command_line import progress
+from common.exchange import Offer, Receipt, TaskDescription
+from common.fine_tune import FineTuneSettings
+from common.proto_codec import REQUEST_ID_BYTES
+from common.task_data import LabelledImages, Task
+
+
+@dataclass
+class Bars:
+    """What a device is at: a bar for each thing that takes time."""
+
+    bars: Progress
+    _ids: dict[str, TaskID] = field(default_factory=dict)
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """How much of it is done."""
+        if what not in self._ids:
+            self._ids[what] = self.bars.add_task(what, total=total)
+        self.bars.update(self._ids[what], completed=done, total=total)
+
+    def transfer(self, what: str, done: int, total: int) -> None:
+        """How many bytes have come."""
+        self.show(f"Downloading the {what} (bytes)", done, total)
+
+    def describing(self, task: Task) -> Task:
+        """The task, whose training images count as described when they are first asked for."""
+        return replace(task, train=_Counted(task.train, self))
+
+    def tuned(self, done: int, total: int) -> None:
+        """How many iterations are done."""
+        self.show("Fine-tuning (iterations)", done, total)
+
+    def tell(self, sentence: str) -> None:
+        """A sentence for whoever waits."""
+        self.bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Counted:
+    """Labelled images that tell how many were asked for, up to all of them."""
+
+    def __init__(self, images: LabelledImages, bars: Bars) -> None:
+        self.labels = images.labels
+        self._images = images
+        self._bars = bars
+        self._asked = 0
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        batch = self._images.batch(indices)
+        if self._asked < len(self):
+            self._asked = min(len(self), self._asked + len(indices))
+            self._bars.show("Signature (images)", self._asked, len(self))
+        return batch
+
+
+@contextmanager
+def opened_state(directory: Path | None) -> Iterator[State]:
+    """The state in a directory; without one, in a directory that ends with it."""
+    if directory is not None:
+        with State(directory) as state:
+            yield state
+        return
+    with TemporaryDirectory(prefix="maskvote-") as passing, State(Path(passing)) as state:
+        yield state
+
+
+def description_of(asked: Asked, server: Server, state: State) -> TaskDescription:
+    """What the server would be asked, which is kept to be asked indeed; it is not told any of it yet."""
+    state.remember(**_settings(asked))
+    if (kept := state.description) is not None:
+        return kept
+    with _reached(server, state) as (coordinator, bars):
+        offer = state.offer or state.keep(coordinator.offer())
+        task = _task(asked, offer, state, coordinator, bars)
+        return state.keep(describe(offer, task, asked.budget, asked.method, new_request_id()))
+
+
+def adapt_through(
+    server: Server, asked: Asked, settings: FineTuneSettings, seed: int, state: State
+) -> tuple[Adaptation, Receipt]:
+    """All steps that are not done yet. Once all are, nobody is asked."""
+    state.remember(
+        **_settings(asked),
+        seed=seed,
+        iterations=settings.iterations,
+        learning_rate=settings.learning_rate,
+    )
+    adaptation, receipt = state.adaptation, state.receipt
+    if adaptation is not None and receipt is not None:
+        return adaptation, receipt
+    with _reached(server, state) as (coordinator, bars):
+        return adapt(
+            coordinator,
+            lambda offer: _task(asked, offer, state, coordinator, bars),
+            asked.budget,
+            settings,
+            generator_of(seed, asked.place),
+            method=asked.method,
+            request_id=new_request_id(),
+            steps=state,
+            progress=bars.tuned,
+        )
+
+
+def new_request_id() -> str:
+    """An id that nobody can guess."""
+    return secrets.token_hex(REQUEST_ID_BYTES)
+
+
+def _settings(asked: Asked) -> dict[str, Setting]:
+    return {
+        "data": str(asked.place),
+        "keep_ratio": asked.budget.keep_ratio,
+        "parameters": asked.budget.parameters,
+        "headroom": asked.budget.headroom,
+        "method": asked.method,
+    }
+
+
+def _task(
+    asked: Asked, offer: Offer, state: State, coordinator: RemoteCoordinator, bars: Bars
+) -> Task:
+    """The task, after all that could make its computation be for nothing."""
+    check_timm(offer.structure)
+    task = asked.task(offer.backbone)
+    check_classes(task.classes)
+    state.remember(classes=list(task.classes))
+    if state.description is not None:
+        return task
+    coordinator.terms.budgets.check(asked.budget, len(task.classes))
+    return bars.describing(task)
+
+
+@contextmanager
+def _reached(server: Server, state: State) -> Iterator[tuple[RemoteCoordinator, Bars]]:
+    with progress() as shown:
+        bars = Bars(shown)
+        with RemoteCoordinator(
+            server.connect(server.address),
+            state.directory,
+            known=state.offer,
+            patience_seconds=server.patience_seconds,
+            transfer=bars.transfer,
+            tell=bars.tell,
+        ) as coordinator:
+            yield coordinator, bars

@@ -1,0 +1,150 @@
+"""The options of commands that take part with a task: what is asked for, and by which way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from client.patience import DEFAULT_SECONDS
+from common.backbone import Backbone
+from common.command_line import settings_option
+from common.connection_options import Connect, connection_options
+from common.errors import InputError
+from common.exchange import METHODS, Budget, Method
+from common.task_data import Task, load_folder, load_torchvision
+
+PATH = click.Path(path_type=Path)
+
+OFFER = click.option(
+    "--offer", "offer_file", type=PATH, help="What the server wrote with `maskvote-server offer`."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
+
+OF_BUDGET = ("keep_ratio", "parameters", "headroom", "method")
+OF_SERVER = ("patience", "ca", "token_file", "certificate", "key", "insecure")
+"""Names of the parameters of `asking`, and of those of `through_server` that are never needed."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: a sub-network of a budget for the task in this data, by a method."""
+
+    data: str
+    keep_ratio: float | None
+    parameters: int | None
+    headroom: float
+    method: Method
+
+    @property
+    def budget(self) -> Budget:
+        """The budget. BudgetError if it is none."""
+        return Budget(self.keep_ratio, self.parameters, self.headroom)
+
+    @property
+    def place(self) -> Path | str:
+        """Where the data is, from wherever it is asked."""
+        return self.data if self._of_torchvision else Path(self.data).absolute()
+
+    @property
+    def _of_torchvision(self) -> bool:
+        return self.data.startswith("torchvision:")
+
+    def task(self, backbone: Backbone) -> Task:
+        """The task. TaskDataError where the data is no use."""
+        if not self._of_torchvision:
+            return load_folder(Path(self.data), backbone)
+        _, name, *root = self.data.split(":", 2)
+        return load_torchvision(name, Path(root[0] if root else "."), backbone)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to take part through, how it is reached, and where the finished steps are remembered."""
+
+    address: str
+    state: Path | None
+    patience_seconds: float
+    connect: Connect
+
+
+def asking(command: Callable) -> Callable:
+    """Give a command the options that say what is asked for; it gets them as one: `asked`."""
+
+    @click.option(
+        "--data",
+        required=True,
+        help="Directory with train/CLASS/*.png|jpg (and val/), or torchvision:NAME:DIRECTORY.",
+    )
+    @click.option("--keep-ratio", type=float, help="Share of the backbone's units, in (0, 1].")
+    @click.option("--parameters", type=int, help="Parameters of the network that you can afford.")
+    @settings_option("--headroom", default=1.0, help="Times the budget that fit while adapting.")
+    @settings_option("--method", type=click.Choice(METHODS), default="smsp")
+    @functools.wraps(command)
+    def with_asked(
+        *arguments: Any,
+        data: str,
+        keep_ratio: float | None,
+        parameters: int | None,
+        headroom: float,
+        method: Method,
+        **options: Any,
+    ) -> Any:
+        asked = Asked(data, keep_ratio, parameters, headroom, method)
+        return command(*arguments, asked=asked, **options)
+
+    return with_asked
+
+
+def through_server(command: Callable) -> Callable:
+    """Give a command the options of a server; it gets them as one: `server`, None without `--server`."""
+
+    @click.option("--server", "address", help="HOST:PORT of a server to take part through.")
+    @click.option("--state", type=PATH, help="Directory that remembers which steps are done.")
+    @settings_option(
+        "--patience", default=DEFAULT_SECONDS, help="Seconds to go on trying if it does not answer."
+    )
+    @connection_options
+    @functools.wraps(command)
+    def with_server(
+        *arguments: Any,
+        address: str | None,
+        state: Path | None,
+        patience: float,
+        connect: Connect,
+        **options: Any,
+    ) -> Any:
+        server = None if address is None else Server(address, state, patience, connect)
+        return command(*arguments, server=server, **options)
+
+    return with_server
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of taking part: the parameters that it needs, and those that belong to it alone."""
+
+    name: str
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+
+
+def check_way(*ways: Way) -> None:
+    """Raise InputError unless the command that runs was given the options of one way, all that it needs."""
+    context = click.get_current_context()
+    flags = {name: parameter.opts[0] for parameter in context.command.params if (name := parameter.name)}
+    given = [n for n in flags if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    all_ways = " or ".join(f"{way.name} ({', '.join(flags[n] for n in way.needs)})" for way in ways)
+    chosen = {way.name: [n for n in given if n in way.needs + way.takes] for way in ways}
+    chosen = {name: parameters for name, parameters in chosen.items() if parameters}
+    if len(chosen) > 1:
+        clash = " and ".join(flags[parameters[0]] for parameters in chosen.values())
+        raise InputError(f"{clash} do not go together: take part either {all_ways}")
+    missing = [flags[n] for way in ways if way.name in chosen for n in way.needs if n not in given]
+    if missing or not chosen:
+        raise InputError(f"{', '.join(missing) or 'how'} is not given: take part either {all_ways}")

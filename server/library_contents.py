@@ -1,0 +1,145 @@
+"""What a library holds: its entries page by page, their numbers, and how entries of another join them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC
+from functools import partial
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from common.errors import InputError
+from common.exchange import Offer
+from server.admission import check_entry
+from server.entries import Entry, Removal, Statistics
+from server.library_file import LibraryFile
+from server.library_rows import asked_values, entry_of, next_position, outcome_values, row_of
+from server.library_schema import is_whole, tasks
+from server.removals import removed_entries, standing
+
+PAGE_ENTRIES = 100
+"""Entries that are read, or stored, at a time: a few megabytes."""
+
+PAGE = (
+    select(tasks)
+    .where(tasks.c.position > bindparam("after"))
+    .order_by(tasks.c.position)
+    .limit(PAGE_ENTRIES)
+)
+VOTING = (
+    select(
+        tasks.c.method,
+        tasks.c.contributor,
+        func.count(),
+        func.sum(tasks.c.accuracy_before),
+        func.sum(tasks.c.accuracy_after),
+    )
+    .where(tasks.c.position.is_not(None), tasks.c.id.not_in(removed_entries))
+    .group_by(tasks.c.method, tasks.c.contributor)
+)
+RECORDED = select(func.count()).where(tasks.c.position.is_not(None))
+UNANSWERED = select(func.count()).where(tasks.c.position.is_(None))
+
+
+def recorded(file: LibraryFile, offer: Offer) -> Iterator[tuple[Entry, Removal | None]]:
+    """All entries in the order of recording, without damaged ones, and whether each is removed.
+
+    Between pages no transaction is open, however long whoever asks takes.
+    """
+    after = 0
+    while True:
+        with file.reading() as connection:
+            rows = connection.execute(PAGE, {"after": after}).all()
+            removed = standing(connection, [row.id for row in rows])
+        for row in rows:
+            if is_whole(row):
+                yield entry_of(row, offer), removed.get(row.id)
+        if len(rows) < PAGE_ENTRIES:
+            return
+        after = rows[-1].position
+
+
+def statistics(file: LibraryFile) -> Statistics:
+    """The library in numbers. Entries that are damaged are counted, as their rows are not read."""
+    with file.reading() as connection:
+        groups = connection.execute(VOTING).all()
+        entries = connection.execute(RECORDED).scalar_one()
+        unanswered = connection.execute(UNANSWERED).scalar_one()
+    by_method: dict[str, int] = {}
+    by_contributor: dict[str, int] = {}
+    for method, contributor, count, _, _ in groups:
+        by_method[method] = by_method.get(method, 0) + count
+        by_contributor[contributor] = by_contributor.get(contributor, 0) + count
+    voting = sum(by_method.values())
+    return Statistics(
+        voting=voting,
+        removed=entries - voting,
+        unanswered=unanswered,
+        by_method=by_method,
+        by_contributor=by_contributor,
+        accuracy_before=sum(group[3] for group in groups) / max(1, voting),
+        accuracy_after=sum(group[4] for group in groups) / max(1, voting),
+        file_bytes=file.path.stat().st_size,
+    )
+
+
+def take_in(file: LibraryFile, offer: Offer, entries: Iterable[Entry]) -> tuple[int, int]:
+    """Add entries; how many were new, and how many there. See `Operations.take_in`."""
+    added = present = 0
+
+    def store(page: Sequence[Entry]) -> None:
+        nonlocal added, present
+        new, old, refusal = file.write(partial(_store, offer, page))
+        added, present = added + new, present + old
+        if refusal is not None:
+            raise refusal
+
+    page: list[Entry] = []
+    try:
+        for entry in entries:
+            check_entry(entry, offer)
+            page.append(entry)
+            if len(page) == PAGE_ENTRIES:
+                full, page = page, []
+                store(full)
+    finally:
+        # Those before one that is refused stay, and so do those before their sender gave up.
+        store(page)
+    return added, present
+
+
+def _store(
+    offer: Offer, page: Sequence[Entry], connection: Connection
+) -> tuple[int, int, InputError | None]:
+    """How many entries were new, and how many there, up to one that is refused."""
+    added = 0
+    for place, entry in enumerate(page):
+        try:
+            added += _store_one(offer, entry, connection)
+        except InputError as refusal:
+            return added, place - added, refusal
+    return added, len(page) - added, None
+
+
+def _store_one(offer: Offer, entry: Entry, connection: Connection) -> bool:
+    """Whether the entry is new. InputError if something else has its name."""
+    asked = asked_values(entry.entry, entry.method, entry.signature, entry.contributor, entry.neighbours)
+    row = row_of(connection, entry.entry)
+    if row is not None and row.position is not None:
+        if replace(entry, position=row.position) == entry_of(row, offer):
+            return False
+    elif row is None or all(
+        row._mapping[name] == asked[name] for name in asked.keys() - {"asked_sha256"}
+    ):
+        recorded = entry.recorded.astimezone(UTC).isoformat()
+        outcome = outcome_values(entry, next_position(connection), recorded)
+        if row is None:
+            connection.execute(insert(tasks).values(asked | outcome))
+        else:
+            # An earlier copy of this library assigned it; by now it is recorded.
+            connection.execute(update(tasks).where(tasks.c.id == entry.entry).values(outcome))
+        return True
+    raise InputError(
+        f"entry {entry.entry} differs from the task of that name that is here, which stays; leave it out"
+    )

@@ -1,0 +1,105 @@
+"""The library's header: what it stands for, in which format, and how an older format becomes this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from common.backbone import Backbone
+from common.errors import LibraryError, MaskvoteError
+from common.exchange import Offer
+from common.signature import Probe
+from common.structure import Structure
+from server.library_file import RESTORE, LibraryFile
+from server.library_schema import (
+    FORMAT,
+    STANDING,
+    header,
+    is_sealed,
+    metadata,
+    now,
+    removals,
+    sealed,
+    tokens,
+)
+
+
+def write_header(connection: Connection, offer: Offer, weights_digest: str) -> None:
+    """Make the tables of a new library, and its header."""
+    metadata.create_all(connection)
+    values = {
+        "id": 1,
+        "format": FORMAT,
+        "created": now(),
+        "backbone": offer.backbone.to_json(),
+        "weights_digest": weights_digest,
+        "structure": offer.structure.to_json(),
+        "structure_digest": offer.structure.digest,
+        "probe": bytes(offer.probe.to_bytes()),
+        "probe_digest": offer.probe.digest,
+    }
+    connection.execute(insert(header).values(sealed(values, STANDING)))
+
+
+def read_header(file: LibraryFile) -> tuple[Offer, str]:
+    """What the library offers, and its backbone's digest; a file of an older format is of this one then.
+
+    Raises LibraryError where the header is damaged, of a newer format, or of an older one in a file
+    that cannot be written.
+    """
+    with file.reading() as connection:
+        # The format comes first, and alone: the header of another format may have other columns.
+        written = connection.execute(select(header.c.format)).scalar()
+        if written is None:
+            raise LibraryError(f"the library {file.path}: it has no header; {RESTORE}")
+        if written not in range(1, FORMAT + 1):
+            raise LibraryError(
+                f"the library {file.path}: its format is {written!r}, this version of maskvote reads 1 "
+                f"to {FORMAT}; use the version that wrote it"
+            )
+        row = connection.execute(select(header)).one()
+    content = _content(file.path, row)
+    if written < FORMAT:
+        _bring_up_to_date(file)
+    return content
+
+
+def _content(path: Path, row: Row[Any]) -> tuple[Offer, str]:
+    try:
+        return _offer_of(row), row.weights_digest
+    except MaskvoteError as error:
+        raise LibraryError(f"the library {path}: its header is damaged: {error}; {RESTORE}") from error
+
+
+def _offer_of(row: Row[Any]) -> Offer:
+    if not is_sealed(row, STANDING):
+        raise LibraryError("its content does not have the sha256 that is written beside it")
+    structure = Structure.from_json(row.structure)
+    probe = Probe.from_bytes(row.probe, structure)
+    for name, digest, written in (
+        ("structure", structure.digest, row.structure_digest),
+        ("probe", probe.digest, row.probe_digest),
+    ):
+        if digest != written:
+            raise LibraryError(f"the {name}'s digest is {digest[:12]}, written is {written[:12]}")
+    return Offer(Backbone.from_json(row.backbone), structure, probe)
+
+
+def _bring_up_to_date(file: LibraryFile) -> None:
+    try:
+        file.write(_from_1_to_2)
+    except LibraryError as error:
+        raise LibraryError(
+            f"a library of format 1 becomes one of format {FORMAT} when it is opened, and this one "
+            f"cannot: {error}"
+        ) from error
+
+
+def _from_1_to_2(connection: Connection) -> None:
+    # Another process may have done it since.
+    metadata.create_all(connection, tables=[removals, tokens], checkfirst=True)
+    row = connection.execute(select(header)).one()
+    values = {column.name: row._mapping[column.name] for column in STANDING} | {"format": 2}
+    connection.execute(update(header).values(sealed(values, STANDING)))

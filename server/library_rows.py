@@ -1,0 +1,141 @@
+"""Rows of tasks: how assignments and entries become rows, and rows become them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Row, bindparam, func, select
+
+from common.exchange import Budget, Contribution, Neighbour, Offer, TaskDescription
+from common.mask import Mask
+from common.signature import TaskSignature
+from server.entries import Entry, EntryMethod, StoredAssignment
+from server.library_file import DamagedRow
+from server.library_schema import ASKED, OUTCOME, Values, is_whole, now, seal, tasks
+
+# Statements are made once: SQLAlchemy takes longer to put one together than SQLite to run it.
+ROW = select(tasks).where(tasks.c.id == bindparam("task"))
+LAST_POSITION = select(func.max(tasks.c.position))
+
+
+def row_of(connection: Connection, task: str) -> Row[Any] | None:
+    """A task's row, if there is one. DamagedRow if it is."""
+    row = connection.execute(ROW, {"task": task}).one_or_none()
+    if row is not None and not is_whole(row):
+        raise DamagedRow(
+            f"its row of task {task} is damaged, and such a row is not served; ask under a new request "
+            "id, or restore the file from a backup"
+        )
+    return row
+
+
+def next_position(connection: Connection) -> int:
+    """The position of the entry that is recorded next; for a transaction that writes."""
+    return (connection.execute(LAST_POSITION).scalar() or 0) + 1
+
+
+def asked_values(
+    task: str,
+    method: EntryMethod,
+    signature: TaskSignature,
+    contributor: str,
+    neighbours: Sequence[Neighbour] = (),
+) -> Values:
+    """A row's first part for a task that was assigned nothing."""
+    return _sealed(
+        {
+            "id": task,
+            "method": method,
+            "contributor": contributor,
+            "classes": signature.classes,
+            "means": signature.means.astype("<f2").tobytes(),
+            "counts": signature.counts.astype("<i4").tobytes(),
+            "neighbours": json.dumps([[n.entry, float(n.similarity)] for n in neighbours]),
+        }
+    )
+
+
+def assigned_values(stored: StoredAssignment) -> Values:
+    """A row for a task and what it was assigned, without an outcome."""
+    asked = stored.description
+    values = asked_values(
+        asked.request_id, asked.method, asked.signature, stored.contributor, stored.neighbours
+    ) | {
+        "budget": json.dumps(asdict(asked.budget)),
+        "origin": stored.origin,
+        "target": json.dumps([int(count) for count in stored.target]),
+        "rounds": stored.rounds,
+        "assigned_mask": stored.mask.pack(),
+    }
+    return _sealed(values) | NO_OUTCOME
+
+
+def _sealed(asked: Values) -> Values:
+    return asked | {"asked_sha256": seal(asked, ASKED)}
+
+
+def outcome_values(
+    contribution: Contribution | Entry, position: int, recorded: str | None = None
+) -> Values:
+    """A row's second part, recorded now unless it says when."""
+    values = {
+        "position": position,
+        "recorded": recorded or now(),
+        "mask": contribution.mask.pack(),
+        "accuracy_before": float(contribution.accuracy_before),
+        "accuracy_after": float(contribution.accuracy_after),
+        "iterations": int(contribution.iterations),
+    }
+    return values | {"outcome_sha256": seal(values, OUTCOME)}
+
+
+NO_OUTCOME: Values = {"outcome_sha256": seal({}, OUTCOME)}
+"""A row's second part until it is recorded."""
+
+
+def entry_of(row: Row[Any], offer: Offer) -> Entry:
+    """The entry in a whole row that is recorded."""
+    return Entry(
+        entry=row.id,
+        signature=_signature_of(row, offer),
+        mask=Mask.unpack(offer.structure, row.mask),
+        method=row.method,
+        accuracy_before=row.accuracy_before,
+        accuracy_after=row.accuracy_after,
+        iterations=row.iterations,
+        neighbours=_neighbours_of(row),
+        contributor=row.contributor,
+        recorded=datetime.fromisoformat(row.recorded),
+        position=row.position,
+    )
+
+
+def assignment_of(row: Row[Any], offer: Offer) -> StoredAssignment | None:
+    """What is assigned in a whole row; None for a seed."""
+    if row.budget is None:
+        return None
+    budget = Budget(**json.loads(row.budget))
+    return StoredAssignment(
+        description=TaskDescription(row.id, _signature_of(row, offer), budget, row.method),
+        origin=row.origin,
+        target=tuple(json.loads(row.target)),
+        rounds=row.rounds,
+        mask=Mask.unpack(offer.structure, row.assigned_mask),
+        neighbours=_neighbours_of(row),
+        contributor=row.contributor,
+    )
+
+
+def _signature_of(row: Row[Any], offer: Offer) -> TaskSignature:
+    means = np.frombuffer(row.means, dtype="<f2").astype(np.float16)
+    counts = np.frombuffer(row.counts, dtype="<i4").astype(np.int32)
+    return TaskSignature(offer.probe.digest, means.reshape(row.classes, -1), counts)
+
+
+def _neighbours_of(row: Row[Any]) -> tuple[Neighbour, ...]:
+    return tuple(Neighbour(entry, similarity) for entry, similarity in json.loads(row.neighbours))
