@@ -31,18 +31,21 @@ def disclose(description: TaskDescription) -> tuple[bytes, list[Field]]:
     message = encode_task_description(description)
     parsed = parsed_as(pb.TaskDescription, message)
     signature, budget = parsed.signature, parsed.budget
+    means = np.frombuffer(signature.means, HALF)
     told = {
         "request_id": ("random; asking twice by it is asking once", description.request_id),
-        "signature.probe_digest": ("the server's probe, whose features these are", signature.probe_digest.hex()),
-        "signature.width": ("features of one image", f"{signature.width:,}"),
+        "signature.probe_digest": (
+            "the server's probe, by which it is made",
+            description.signature.probe,
+        ),
+        "signature.width": ("features of an image", f"{signature.width:,}"),
         "signature.counts": ("images of each class; no class has a name", _row(signature.counts)),
-        "signature.means": ("class by class, the mean of its images' features",
-                            _row(np.frombuffer(signature.means, HALF))),
-        "budget.keep_ratio": ("share of the backbone's units that you can afford", f"{budget.keep_ratio:g}"),
+        "signature.means": ("class by class, the mean of its features", _row(means)),
+        "budget.keep_ratio": ("share of the units that you can afford", f"{budget.keep_ratio:g}"),
         "budget.parameters": ("parameters that you can afford", f"{budget.parameters:,}"),
-        "budget.headroom": ("how many times that while it adapts", f"{budget.headroom:g}"),
+        "budget.headroom": ("how many times that while adapting", f"{budget.headroom:g}"),
         "method": ("how the sub-network is found", description.method),
-    }  # fmt: skip
+    }
     fields = [Field(name, size, *told[name]) for name, size in _sizes(parsed)]
     rest = len(message) - sum(field.size for field in fields)
     return message, [*fields, Field("", rest, "where its parts begin", "")]

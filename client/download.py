@@ -104,7 +104,7 @@ class Download:
         free = shutil.disk_usage(self._directory).free
         if missing > free:
             raise InputError(
-                f"{missing:,} bytes are to come and {self._directory} has room for {free:,}; free some space"
+                f"{missing:,} bytes are to come, {self._directory} has room for {free:,}; free some space"
             )
 
     def read(self) -> memoryview:
@@ -130,7 +130,8 @@ class _PartialFile:
         self.size = 0
         self._digest = hashlib.sha256()
         with self._failing():
-            self._file = open(path, "ab+", buffering=0, opener=_for_its_owner)
+            opened = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = os.fdopen(opened, "ab+", buffering=0)
             self._file.seek(0)
             while data := self._file.read(READ_BYTES):
                 self._count(data)
@@ -162,10 +163,6 @@ class _PartialFile:
                 f"{self.path} cannot be written ({error.strerror or error}); free some space, or keep it "
                 "elsewhere"
             ) from error
-
-
-def _for_its_owner(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def partial_files(directory: Path, name: str | None = None) -> list[Path]:

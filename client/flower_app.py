@@ -5,7 +5,6 @@ Each message may come to a new process, so what the first one leaves for the sec
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import secrets
 import time
@@ -17,7 +16,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from client.adapt import adapt_assignment, describe
+from client.adapt import adapt_assignment, describe, generator_of
 from client.export import save_network
 from common.backbone import Backbone
 from common.envelope import seal, unseal
@@ -94,8 +93,7 @@ class _Device:
     def generator(self) -> torch.Generator:
         """Randomness that depends on the run's seed and the device, not on when it is its turn."""
         place = self.node.data_path or f"partition {self.node.partition_id}"
-        digest = hashlib.sha256(f"{self.settings.seed} {place}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        return generator_of(self.settings.seed, place)
 
     def keep(self, request_id: str, offer: bytes, probe: Data) -> None:
         """Keep for the next message what was asked for, and on what offer."""

@@ -76,9 +76,9 @@ class RemoteCoordinator:
     """Satisfies `Coordinator`. Raises what the server's would, and UnavailableError.
 
     A call that fails for want of a server or a network is made again until it has failed for
-    `patience_seconds`, which every byte of a download renews; `tell` hears why. What is downloaded lies in
-    the directory `downloads`, where another process finds it and goes on. With `known`, the offer of an
-    earlier time, MismatchError is raised if the server's is another one by now.
+    `patience_seconds`, which every part of a download renews; `tell` hears why. What is downloaded lies
+    in the directory `downloads`, where another process finds it and goes on. With `known`, the offer of
+    an earlier time, MismatchError is raised if the server's is another one by now. For one thread.
     """
 
     def __init__(
@@ -168,14 +168,12 @@ class RemoteCoordinator:
         ):
             if known != offered:
                 raise MismatchError(
-                    f"{self._connection.address} offers a backbone of {what} {offered}, this device began "
-                    f"with {known}; go on with the server it began with, or begin anew in another place"
+                    f"{self._connection.address} offers {what} {offered}, this device began with "
+                    f"{known}; go on with the server it began with, or begin anew in another place"
                 )
 
     def _download(self, name: str, what: str) -> Download:
-        return Download(
-            self._downloads, name, lambda done, total: self._transfer(what, done, total)
-        )
+        return Download(self._downloads, name, lambda done, total: self._transfer(what, done, total))
 
     def _fetch(
         self,
@@ -244,7 +242,7 @@ class RemoteCoordinator:
                 return result
 
     def _worth_another(self, error: grpc.RpcError) -> MaskvoteError:
-        """The error that the failed call tells of, to be waited for; raised if it is of no use to wait."""
+        """The error that a failed call tells of; raised here if another attempt would fail too."""
         address, status = self._connection.address, error.code()
         refusal = refusal_of(error, address)
         own = any(name == ERROR_KIND for name, _ in error.trailing_metadata() or ())

@@ -49,8 +49,8 @@ def _fault(connection: Connection) -> MaskvoteError | None:
             return None
     except ssl.SSLCertVerificationError as error:
         return _clock_fault(connection) or MismatchError(
-            f"{address} shows a certificate that is not to be trusted ({error.verify_message}); check the "
-            "host's name, and give the CA that signed the certificate (--ca)"
+            f"{address} shows a certificate that is not to be trusted ({error.verify_message}); check "
+            "the host's name, and give the CA that signed the certificate (--ca)"
         )
     except ssl.SSLError as error:
         reason = (error.reason or "").lower().replace("_", " ")
@@ -80,9 +80,7 @@ def _clock_fault(connection: Connection) -> UnavailableError | None:
     )
 
 
-def clock_fault(
-    address: str, starts: datetime, ends: datetime, now: datetime
-) -> UnavailableError | None:
+def clock_fault(address: str, starts: datetime, ends: datetime, now: datetime) -> UnavailableError | None:
     """What to say where it is now before or after a certificate's time; None within it."""
     said = f"this device's clock says {now:%Y-%m-%d %H:%M:%S} UTC, the certificate of {address}"
     if now < starts:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from common.errors import InputError, MaskvoteError, UnavailableError
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 30.0
-"""Between two attempts: the longer, the more have failed, and by lot, so that devices do not come at once."""
+"""Between attempts: the more have failed the longer, and by lot, so that devices do not come at once."""
 
 DEFAULT_SECONDS = 3600.0
 """An hour: longer than a server or a network is mostly away."""

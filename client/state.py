@@ -116,8 +116,8 @@ class State:
         for name, value in settings.items():
             if known is not None and name in known and known[name] != value:
                 raise InputError(
-                    f"{self.directory} was begun with {name.replace('_', ' ')} {_shown(known[name])}, and "
-                    f"is given {_shown(value)}; give what it was begun with, or another directory"
+                    f"{self.directory} was begun with {name.replace('_', ' ')} {_shown(known[name])}, now"
+                    f" it is {_shown(value)}; give what it was begun with, or another --state"
                 )
         if {**(known or {}), **settings} != known:
             self._write_json(SETTINGS, {**(known or {}), **settings})
@@ -197,7 +197,8 @@ class State:
         return step
 
     def _keep_adaptation(self, adaptation: Adaptation) -> None:
-        assert adaptation.adapted is not None and self.offer is not None
+        assert adaptation.adapted is not None
+        assert self.offer is not None
         classes = self._json(SETTINGS, lambda text: tuple(text["classes"])) or ()
         save_network(self.network, adaptation.adapted.network, self.offer.backbone, classes)
         self.network.chmod(0o600)

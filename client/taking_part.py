@@ -1,4 +1,4 @@
-"""Taking part through a server, step by step, with what is remembered of it and with bars on the terminal."""
+"""Taking part through a server: the steps, what is remembered of them, and what shows on the terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from client.adapt import Adaptation, adapt, check_timm, describe, generator_of
+from client.export import SavedNetwork
 from client.grpc_client import RemoteCoordinator
 from client.state import Setting, State
 from client.task_options import Asked, Server
@@ -137,13 +138,12 @@ def _settings(asked: Asked) -> dict[str, Setting]:
     }
 
 
-def _task(
-    asked: Asked, offer: Offer, state: State, coordinator: RemoteCoordinator, bars: Bars
-) -> Task:
+def _task(asked: Asked, offer: Offer, state: State, coordinator: RemoteCoordinator, bars: Bars) -> Task:
     """The task, after all that could make its computation be for nothing."""
     check_timm(offer.structure)
     task = asked.task(offer.backbone)
-    check_classes(task.classes)
+    # Names that no file can hold are told before anything is computed, not when it is written.
+    SavedNetwork(offer.probe.network, offer.backbone, task.classes)
     state.remember(classes=list(task.classes))
     if state.description is not None:
         return task

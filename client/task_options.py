@@ -135,7 +135,7 @@ class Way:
 
 
 def check_way(*ways: Way) -> None:
-    """Raise InputError unless the command that runs was given the options of one way, all that it needs."""
+    """Raise InputError unless this command line has the options of one way, and all that it needs."""
     context = click.get_current_context()
     flags = {name: parameter.opts[0] for parameter in context.command.params if (name := parameter.name)}
     given = [n for n in flags if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]

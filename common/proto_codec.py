@@ -29,7 +29,8 @@ from common.structure import Structure
 from common.subnetwork import SubNetwork
 from protos import maskvote_pb2 as pb
 
-MAX_MESSAGE_BYTES = 4 * 2**20  # gRPC's default; 1000 classes of 2048 features fit
+MAX_MESSAGE_BYTES = 4 * 2**20  # gRPC's default
+MAX_MEANS_BYTES = 4_096_000  # 1000 classes of 2048 features; a message holds them and a mask
 MAX_PAYLOAD_BYTES = 2 * 2**30
 MAX_STRUCTURE_BYTES = 4 * 2**20  # of JSON; timm's larger models need some tens of kilobytes
 MAX_UNITS = 2**24
@@ -269,10 +270,12 @@ def signature_message(signature: TaskSignature) -> pb.Signature:
 def signature_in(parsed: pb.Signature) -> TaskSignature:
     """The signature of a message; for use inside `refusing`."""
     classes, width, size = len(parsed.counts), parsed.width, len(parsed.means)
-    if classes > MAX_CLASSES or not 1 <= width <= MAX_WIDTH or size != HALF.itemsize * classes * width:
+    whole = size == HALF.itemsize * classes * width and size <= MAX_MEANS_BYTES
+    if classes > MAX_CLASSES or not 1 <= width <= MAX_WIDTH or not whole:
         raise SignatureError(
             f"a signature of {classes} classes, {width} wide, in {size} bytes; needed are at most "
-            f"{MAX_CLASSES} classes of 1 to {MAX_WIDTH} features of two bytes: compute it again"
+            f"{MAX_CLASSES} classes of 1 to {MAX_WIDTH} features of two bytes, {MAX_MEANS_BYTES:,} bytes "
+            "in all: compute it again"
         )
     means = np.frombuffer(parsed.means, HALF).reshape(classes, width).astype(np.float16)
     probe = hexadecimal(parsed.probe_digest, DIGEST_BYTES, "probe's digest")

@@ -10,6 +10,7 @@ from common.files import Data
 from common.grpc_codec import (
     DEVICES,
     PART_BYTES,
+    Announced,
     Resume,
     decode_fetch_probe,
     decode_fetch_subnetwork,
@@ -92,12 +93,18 @@ class DeviceService:
         """Send a payload in parts, from where its receiver has got to."""
         with await call.workers.run(self._spool.open, key, make) as payload:
             announced = payload.announced
-            same = resume is not None and resume.sha256 == announced.sha256
-            offset = resume.offset if same and resume.offset <= announced.size else 0
+            offset = _start(announced, resume)
             await call.send(encode_announcement(announced, offset))
             while part := payload.read(offset, PART_BYTES):
                 await call.send(encode_part(part))
                 offset += len(part)
+
+
+def _start(announced: Announced, resume: Resume | None) -> int:
+    """The byte to send from: where a receiver of this very payload has got to, or the first."""
+    if resume is None or resume.sha256 != announced.sha256 or resume.offset > announced.size:
+        return 0
+    return resume.offset
 
 
 def smallest_budgets(structure: Structure) -> BudgetLimits:

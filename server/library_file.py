@@ -15,7 +15,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, QueuePool
 
 from common.errors import LibraryError
-from server.write_queue import WriteQueue
+from server.write_queue import WriteQueue, database_of
 
 Result = TypeVar("Result")
 
@@ -63,7 +63,7 @@ def connect(path: Path, *, create: bool = False) -> Engine:
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        database_of(connection).execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
@@ -127,7 +127,7 @@ def create(path: Path, fill: Callable[[Connection], None]) -> None:
                 fill(connection)
             with engine.connect() as connection:
                 # Closing would empty the log into the file too, but not tell when it fails.
-                connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                database_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             engine.dispose()
         os.replace(made, path)

@@ -45,38 +45,35 @@ def asked_values(
     signature: TaskSignature,
     contributor: str,
     neighbours: Sequence[Neighbour] = (),
+    assigned: StoredAssignment | None = None,
 ) -> Values:
-    """A row's first part for a task that was assigned nothing."""
-    return _sealed(
-        {
-            "id": task,
-            "method": method,
-            "contributor": contributor,
-            "classes": signature.classes,
-            "means": signature.means.astype("<f2").tobytes(),
-            "counts": signature.counts.astype("<i4").tobytes(),
-            "neighbours": json.dumps([[n.entry, float(n.similarity)] for n in neighbours]),
-        }
-    )
-
-
-def assigned_values(stored: StoredAssignment) -> Values:
-    """A row for a task and what it was assigned, without an outcome."""
-    asked = stored.description
-    values = asked_values(
-        asked.request_id, asked.method, asked.signature, stored.contributor, stored.neighbours
-    ) | {
-        "budget": json.dumps(asdict(asked.budget)),
-        "origin": stored.origin,
-        "target": json.dumps([int(count) for count in stored.target]),
-        "rounds": stored.rounds,
-        "assigned_mask": stored.mask.pack(),
+    """A row's first part: a task, and what it was assigned if it was."""
+    values: Values = {
+        "id": task,
+        "method": method,
+        "contributor": contributor,
+        "classes": signature.classes,
+        "means": signature.means.astype("<f2").tobytes(),
+        "counts": signature.counts.astype("<i4").tobytes(),
+        "neighbours": json.dumps([[n.entry, float(n.similarity)] for n in neighbours]),
     }
-    return _sealed(values) | NO_OUTCOME
+    if assigned is not None:
+        values |= {
+            "budget": json.dumps(asdict(assigned.description.budget)),
+            "origin": assigned.origin,
+            "target": json.dumps([int(count) for count in assigned.target]),
+            "rounds": assigned.rounds,
+            "assigned_mask": assigned.mask.pack(),
+        }
+    return values | {"asked_sha256": seal(values, ASKED)}
 
 
-def _sealed(asked: Values) -> Values:
-    return asked | {"asked_sha256": seal(asked, ASKED)}
+def assigned_values(assigned: StoredAssignment) -> Values:
+    """A row of a task that was assigned a sub-network and has no outcome yet."""
+    asked, voted = assigned.description, assigned.neighbours
+    return NO_OUTCOME | asked_values(
+        asked.request_id, asked.method, asked.signature, assigned.contributor, voted, assigned
+    )
 
 
 def outcome_values(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from server.entries import Operations
 from server.grpc_calls import Call, Method, unary
@@ -19,8 +19,9 @@ from server.operator_codec import (
     encode_taken_in,
 )
 
-BATCH_BYTES = 2**20
-"""Of messages that a worker makes or takes in at once: as much is held for each call that streams."""
+BATCH_ENTRIES, BATCH_BYTES = 100, 2**20
+"""What a worker makes or takes in at once, some ten milliseconds: as much is held for each call that
+streams, and devices need not wait longer for a worker."""
 
 
 class OperatorService:
@@ -75,22 +76,12 @@ class OperatorService:
         await _send_all(call, (encode_entry(entry) for entry in self._library.export()))
 
     async def _import_entries(self, call: Call) -> None:
-        """Take entries in by batches, so that none is waited for that a slow sender has yet to send."""
-        added = present = size = 0
-        batch: list[bytes] = []
-
-        async def take_in() -> None:
-            nonlocal added, present, size
+        """Take entries in by batches: no transaction is open while a slow sender sends."""
+        added = present = 0
+        messages = call.messages()
+        while batch := await _received(messages):
             new, known = await call.workers.run(self._take_in, batch)
-            added, present, size = added + new, present + known, 0
-            batch.clear()
-
-        async for message in call.messages():
-            batch.append(message)
-            size += len(message)
-            if size >= BATCH_BYTES:
-                await take_in()
-        await take_in()
+            added, present = added + new, present + known
         await call.send(encode_taken_in(added, present))
 
     def _take_in(self, batch: list[bytes]) -> tuple[int, int]:
@@ -100,17 +91,30 @@ class OperatorService:
 
 async def _send_all(call: Call, messages: Iterator[bytes]) -> None:
     """Send messages that are made in a worker, a batch at a time."""
-    while batch := await call.workers.run(_next_batch, messages):
+    while batch := await call.workers.run(_made, messages):
         for message in batch:
             await call.send(message)
 
 
-def _next_batch(messages: Iterator[bytes]) -> list[bytes]:
+def _made(messages: Iterator[bytes]) -> list[bytes]:
+    """The next batch; empty after the last."""
     batch: list[bytes] = []
-    size = 0
     for message in messages:
         batch.append(message)
-        size += len(message)
-        if size >= BATCH_BYTES:
+        if _is_full(batch):
             break
     return batch
+
+
+async def _received(messages: AsyncIterator[bytes]) -> list[bytes]:
+    """The next batch; empty after the last."""
+    batch: list[bytes] = []
+    async for message in messages:
+        batch.append(message)
+        if _is_full(batch):
+            break
+    return batch
+
+
+def _is_full(batch: list[bytes]) -> bool:
+    return len(batch) >= BATCH_ENTRIES or sum(map(len, batch)) >= BATCH_BYTES

@@ -38,7 +38,7 @@ PATH = click.Path(path_type=Path)
 @settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
-@click.option("--spool", type=PATH, help="Directory for networks while they are sent; default: the "
+@click.option("--spool", type=PATH, help="Directory for networks that slow devices fetch; default: the "
               "system's temporary one.")  # fmt: skip
 def serve(
     library: Path,
@@ -59,7 +59,8 @@ def serve(
 ) -> None:
     """Serve LIBRARY to devices and operators until SIGTERM or Ctrl-C; what runs then may end.
 
-    Example: maskvote-server serve birds.db --address 0.0.0.0:7070 --certificate server.crt --key server.key
+    Example: maskvote-server serve birds.db --address 0.0.0.0:7070 --certificate server.crt --key
+    server.key
     """
     settings = ServeSettings(
         address=address,

@@ -155,10 +155,8 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
         anonymous=settings.anonymous,
     )
     metrics = Metrics(library.statistics)
-    with (
-        ThreadPoolExecutor(WORKERS, thread_name_prefix="maskvote") as executor,
-        Spool(settings.spool) as spool,
-    ):
+    spool = Spool(settings.spool)
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="maskvote") as executor:
         workers = Workers(executor)
         calls = Calls(access, settings.limits, workers, metrics)
         devices = DeviceService(coordinator, library.weights_digest, spool, settings.limits)

@@ -1,4 +1,4 @@
-"""Spool: payloads on the disk while they are sent, so that a slow receiver holds no memory."""
+"""Spool: payloads while they are sent, in bounded memory however many receivers and however slow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from types import TracebackType
 from typing import Self
 
@@ -19,94 +17,138 @@ from common.errors import LibraryError
 from common.files import Data
 from common.grpc_codec import Announced
 
-DEFAULT_BYTES = 2 * 2**30
+MEMORY_BYTES = 256 * 2**20
 
 
-@dataclass
-class _Spooled:
-    path: Path
-    announced: Announced
-
-
-@dataclass(frozen=True)
 class Payload:
-    """A payload that is open for reading, and what it is; closed when its `with` ends."""
+    """A payload that somebody reads, and what it is; in memory, or in a file if there is no room."""
 
-    file: FileIO
-    announced: Announced
+    def __init__(self, data: Data) -> None:
+        self.announced = Announced(len(data), hashlib.sha256(data).hexdigest())
+        self.readers = 0
+        self._data: memoryview | None = memoryview(data)
+        self._file: FileIO | None = None
 
     def read(self, offset: int, size: int) -> bytes:
         """So many bytes from there on; fewer at the end, and none behind it."""
-        return os.pread(self.file.fileno(), size, offset)
+        data = self._data
+        if data is not None:
+            return bytes(data[offset : offset + size])
+        assert self._file is not None
+        return os.pread(self._file.fileno(), size, offset)
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes of memory."""
+        return 0 if self._data is None else self.announced.size
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
+    def move_to_file(self, directory: Path) -> None:
+        """Free its memory; the file has no name. OSError where it cannot be written."""
+        assert self._data is not None
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            rest = self._data
+            while rest:
+                rest = rest[file.write(rest) :]
+            self._file = FileIO(os.dup(file.fileno()))
+        self._data = None
 
 
 class Spool:
-    """Files by key in a directory of their own, which ends with the spool; threads may share it.
+    """Payloads by key; threads may share it. `directory` is for the files, by default the system's.
 
-    Once they are larger than `max_bytes` together, those not asked for longest are deleted, though
-    never the last one: whoever has one open reads on.
+    Once those in memory are larger than `memory_bytes` together, the ones not asked for longest are
+    given up, or moved to files while somebody reads them; never the last one.
     """
 
-    def __init__(self, parent: Path | None = None, max_bytes: int = DEFAULT_BYTES) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="maskvote-spool-", dir=parent)
-        self._max_bytes = max_bytes
-        self._files: OrderedDict[str, _Spooled] = OrderedDict()
+    def __init__(self, directory: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._directory = Path(tempfile.gettempdir() if directory is None else directory)
+        self._memory_bytes = memory_bytes
+        self._payloads: OrderedDict[str, Payload] = OrderedDict()
         self._making: dict[str, Lock] = {}
-        self._lock = Lock()
+        # A reading that is forgotten ends wherever the collector runs: maybe in here.
+        self._lock = RLock()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._directory.cleanup()
-
-    def open(self, key: str, make: Callable[[], Data]) -> Payload:
+    def open(self, key: str, make: Callable[[], Data]) -> Reading:
         """A payload to read from; made now unless it is there.
 
-        However many ask for the same at once, it is made once. LibraryError where it cannot be written.
+        However many ask for the same at once, it is made once. LibraryError where there is neither
+        memory nor disk for it.
         """
         with self._lock:
             making = self._making.setdefault(key, Lock())
         try:
             with making:
-                while True:
-                    with self._lock, suppress(KeyError, FileNotFoundError):
-                        self._files.move_to_end(key)
-                        spooled = self._files[key]
-                        return Payload(spooled.path.open("rb", buffering=0), spooled.announced)
-                    self._write(key, make())
+                with self._lock:
+                    found = self._payloads.get(key)
+                    if found is not None:
+                        return self._read_by_one_more(key, found)
+                made = Payload(make())
+                with self._lock:
+                    self._make_room(made.memory_bytes)
+                    self._payloads[key] = made
+                    return self._read_by_one_more(key, made)
         finally:
             with self._lock:
                 self._making.pop(key, None)
 
-    def _write(self, key: str, data: Data) -> None:
-        announced = Announced(len(data), hashlib.sha256(data).hexdigest())
-        path = Path(self._directory.name) / hashlib.sha256(key.encode()).hexdigest()
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise LibraryError(
-                f"the spool {self._directory.name}: a network of {len(data):,} bytes cannot be written "
-                f"({error.strerror}); free some space, then ask again"
-            ) from error
+    def _read_by_one_more(self, key: str, payload: Payload) -> Reading:
+        self._payloads.move_to_end(key)
+        payload.readers += 1
+        return Reading(payload, lambda: self._read_by_one_less(key, payload))
+
+    def _read_by_one_less(self, key: str, payload: Payload) -> None:
         with self._lock:
-            self._files[key] = _Spooled(path, announced)
-            while len(self._files) > 1 and self.bytes > self._max_bytes:
-                _, oldest = self._files.popitem(last=False)
-                oldest.path.unlink(missing_ok=True)
+            payload.readers -= 1
+            in_memory = payload.memory_bytes > 0
+            if not payload.readers and not in_memory and self._payloads.get(key) is payload:
+                del self._payloads[key]
+
+    def _make_room(self, needed: int) -> None:
+        for key, payload in list(self._payloads.items()):
+            if self.memory_bytes + needed <= self._memory_bytes:
+                return
+            if not payload.readers:
+                self._payloads.pop(key, None)
+            elif payload.memory_bytes:
+                self._move_to_file(payload)
+
+    def _move_to_file(self, payload: Payload) -> None:
+        try:
+            payload.move_to_file(self._directory)
+        except OSError as error:
+            raise LibraryError(
+                f"the spool {self._directory}: a network of {payload.announced.size:,} bytes cannot be "
+                f"written ({error.strerror or error}); free some space, then ask again"
+            ) from error
 
     @property
-    def bytes(self) -> int:
-        """The size of all files."""
-        return sum(spooled.announced.size for spooled in self._files.values())
+    def memory_bytes(self) -> int:
+        """The size of all payloads that are in memory."""
+        return sum(payload.memory_bytes for payload in self._payloads.values())
+
+
+class Reading:
+    """A payload that is read until its `with` ends, or it is forgotten."""
+
+    def __init__(self, payload: Payload, end: Callable[[], None]) -> None:
+        self.announced = payload.announced
+        self.read = payload.read
+        self._end: Callable[[], None] | None = end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the reading; again changes nothing."""
+        if self._end is not None:
+            end, self._end = self._end, None
+            end()
+
+    def __del__(self) -> None:
+        # A call that is given up while its payload is made never gets to its `with`.
+        self.close()

@@ -150,5 +150,7 @@ def revoke(library: Library, name: str, by: str = "operator", *, remove_entries:
 
 def _end(connection: Connection, row: Row[Any], by: str) -> None:
     values = {column.name: row._mapping[column.name] for column in ISSUED}
-    values |= {"revoked": row.revoked or now(), "revoked_by": by}
+    values |= {"revoked": now(), "revoked_by": by}
+    if not is_sealed(row, ISSUED):
+        values["created"] = values["revoked"]  # when it was, a damaged row does not say
     connection.execute(update(table).where(table.c.number == row.number), sealed(values, ISSUED))

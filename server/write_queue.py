@@ -87,7 +87,7 @@ class _Change:
 
     def make(self, connection: Connection) -> None:
         """Make it within a transaction; if it fails, keep its error and undo it alone."""
-        database = cast(sqlite3.Connection, connection.connection.dbapi_connection)
+        database = database_of(connection)
         database.execute("SAVEPOINT change")
         try:
             self._result = self._change(connection)
@@ -103,3 +103,8 @@ class _Change:
         if self.error is not None:
             raise self.error
         return self._result
+
+
+def database_of(connection: Connection) -> sqlite3.Connection:
+    """SQLite's own connection, for statements that are not worth what SQLAlchemy adds to each."""
+    return cast(sqlite3.Connection, connection.connection.dbapi_connection)

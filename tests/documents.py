@@ -18,6 +18,7 @@ A test gives it ports that are free, and follows it:
 import contextlib
 import os
 import re
+import select
 import shlex
 import signal
 import socket
@@ -35,7 +36,7 @@ FENCED = re.compile(
 HEADING = re.compile(r"^##+ (.*)$", re.MULTILINE)
 MARKS = ("keeps running", "ready", "fails", "not run")
 
-RUN_SECONDS, READY_SECONDS, END_SECONDS = 180, 60, 15
+RUN_SECONDS, READY_SECONDS, END_SECONDS = 300, 120, 15
 """How long a block may run, a server may take to be ready, and a server may take to end."""
 
 
@@ -112,7 +113,7 @@ class Terminal:
         self._environment = {**os.environ, **beside, **(environment or {}), "PWD": str(directory)}
         self._notes = directory / ".terminal"
         self._notes.mkdir(parents=True)
-        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._servers: dict[str, _Group] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -140,8 +141,7 @@ class Terminal:
         said, told, left = (self._notes / name for name in ("stdout", "stderr", "environment"))
         with said.open("wb") as stdout, told.open("wb") as stderr:
             noted = f"{block.commands}\nenv -0 > {shlex.quote(str(left))}"
-            process = self._launch(noted, stdout, stderr)
-        status = _status(process, RUN_SECONDS)
+            status = self._launch(noted, stdout, stderr).end_within(RUN_SECONDS)
         output = said.read_text(errors="replace")
         everything = output + told.read_text(errors="replace")
         refused = bool(status) and re.search(block.fails, everything) is not None
@@ -158,31 +158,36 @@ class Terminal:
             self._end(name, signal.SIGTERM)
         # With a trap bash outlives the server, so that its end is the server's.
         with (self._notes / f"{name}.log").open("wb") as log:
-            process = self._launch(f"trap : TERM\n{block.commands}", log, subprocess.STDOUT)
-        self._servers[name] = process
+            group = self._launch(f"trap : TERM\n{block.commands}", log, subprocess.STDOUT)
+        self._servers[name] = group
         while not re.search(block.ready, self.said(name)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(self._account(block, process.poll(), self.said(name)))
+            status = group.leader.poll()
+            if status is not None or time.monotonic() > deadline:
+                raise AssertionError(self._account(block, status, self.said(name)))
             time.sleep(0.1)
         return self.said(name)
 
-    def _launch(
-        self, commands: str, stdout: IO[bytes], stderr: IO[bytes] | int
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", commands],
-            cwd=self._environment["PWD"],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
+    def _launch(self, commands: str, stdout: IO[bytes], stderr: IO[bytes] | int) -> "_Group":
+        alive, held = os.pipe()
+        try:
+            leader = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", commands],
+                cwd=self._environment["PWD"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(held,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(held)
+        return _Group(leader, alive)
 
     def _end(self, server: str, how: signal.Signals) -> None:
-        process = self._servers.pop(server)
-        _signal_group(process, how)
-        _status(process, END_SECONDS)
+        group = self._servers.pop(server)
+        group.signal(how)
+        group.end_within(END_SECONDS)
 
     def _account(self, block: Block, status: int | None, output: str) -> str:
         ended = "is not done" if status is None else f"ended with {status}"
@@ -190,17 +195,25 @@ class Terminal:
         return "\n".join([f"{block.place} {ended}", block.commands, "--- it said", output, *servers])
 
 
-def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """The status that a process ends with in time; afterwards nothing of its group is left."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        _signal_group(process, signal.SIGKILL)
-        process.wait()
+@dataclass(frozen=True)
+class _Group:
+    """A process and those that it started; `alive` reads to its end when the last of them is gone."""
 
+    leader: subprocess.Popen[bytes]
+    alive: int
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.leader.pid, number)
+
+    def end_within(self, seconds: float) -> int | None:
+        """The leader's status if it ends in time; then nothing of the group is left, nor of its ports."""
+        try:
+            return self.leader.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self.signal(signal.SIGKILL)
+            self.leader.wait()
+            select.select([self.alive], [], [], END_SECONDS)
+            os.close(self.alive)

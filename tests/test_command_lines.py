@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from documents import Terminal, read_blocks
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -43,10 +44,8 @@ def draw(folder: Path, classes: int, images: int, seed: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def furnish(place: Path) -> Path:
     """A directory with a checkpoint, two tasks of the operator's and one of the device's."""
-    place = tmp_path_factory.mktemp("place")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         save_file(
@@ -59,22 +58,23 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return furnish(tmp_path_factory.mktemp("place"))
+
+
 def call(place: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         words, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def blocks(path: Path) -> list[str]:
-    return re.findall(r"```sh\n(.*?)```", path.read_text(), flags=re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def done(place) -> Path:
     """The place after all commands of docs/files.md, run as they stand there."""
-    for block in blocks(ROOT / "docs" / "files.md"):
-        result = call(place, "bash", "-euo", "pipefail", "-c", block)
-        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+    with Terminal(place, ENVIRONMENT) as terminal:
+        for block in read_blocks(ROOT / "docs" / "files.md"):
+            terminal.follow(block)
     return place
 
 

@@ -4,13 +4,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
-from client.adapt import adapt, adapt_assignment, describe
+from client.adapt import Unkept, adapt, adapt_assignment, describe, generator_of
 from common.adaptation import Adapted
 from common.exchange import METHODS, Assignment, Budget, Contribution, Receipt
 from common.fine_tune import FineTuneSettings
@@ -76,7 +77,8 @@ def run(
     evaluate_at: tuple[int, ...] = (),
     progress=None,
 ) -> Outcome:
-    adapted, assignment, receipt = adapt(
+    steps = Unkept()
+    adaptation, receipt = adapt(
         coordinator,
         task,
         BUDGETS[method],
@@ -84,10 +86,11 @@ def run(
         torch.Generator().manual_seed(0),
         method=method,
         request_id=new_request_id(),
+        steps=steps,
         evaluate_at=evaluate_at,
         progress=progress,
     )
-    return Outcome(task, adapted, assignment, receipt, coordinator.masks[receipt.entry])
+    return Outcome(task, adaptation.adapted, steps.assignment, receipt, coordinator.masks[receipt.entry])
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +254,55 @@ def test_progress_tells_every_iteration_once(coordinator, task, method):
 def test_seconds_are_told_by_step(outcome):
     assert outcome.adapted.seconds.keys() == {"fit", "tune", "evaluate"}
     assert all(seconds > 0 for seconds in outcome.adapted.seconds.values())
+
+
+# Steps that are kept
+
+
+class Refusing:
+    """A server that must not be asked."""
+
+    def offer(self):
+        raise AssertionError("asked for an offer")
+
+    def assign(self, task):
+        raise AssertionError("asked for a sub-network")
+
+    def record(self, contribution):
+        raise AssertionError("asked to record")
+
+
+def test_what_is_kept_is_neither_asked_nor_computed_again(coordinator, task):
+    steps, budget = Unkept(), BUDGETS["smsp"]
+
+    def go_on(with_whom, mine, steps, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return adapt(
+            with_whom, mine, budget, SETTINGS, generator, request_id=new_request_id(), steps=steps
+        )
+
+    def no_task(offer):
+        raise AssertionError("there is nothing to compute")
+
+    first = go_on(coordinator, task, steps)
+    assert go_on(Refusing(), no_task, steps, seed=1) == first
+    unsent = replace(steps, receipt=None)
+    with pytest.raises(AssertionError, match="asked to record"):
+        go_on(Refusing(), no_task, unsent)
+    assert go_on(coordinator, no_task, unsent) == first
+    asked = replace(steps, assignment=None, adaptation=None, receipt=None)
+    assert go_on(coordinator, task, asked)[0].contribution == first[0].contribution
+    assert asked.assignment.request_id == asked.description.request_id == first[1].entry
+
+
+def test_randomness_is_of_the_seed_and_the_data_wherever_they_are_named_from(tmp_path, monkeypatch):
+    def drawn(seed, place):
+        return torch.randint(2**31, (4,), generator=generator_of(seed, place)).tolist()
+
+    monkeypatch.chdir(tmp_path)
+    assert drawn(1, Path("mine")) == drawn(1, tmp_path / "mine")
+    others = [drawn(1, Path("mine")), drawn(2, Path("mine")), drawn(1, Path("other")), drawn(1, "mine")]
+    assert len({tuple(numbers) for numbers in others}) == 4
 
 
 # Tasks at the edge

@@ -196,12 +196,12 @@ def test_a_look_for_replies_that_takes_long_costs_no_device_its_visit(
             self.looks += 1
             if self.looks > 1:
                 return super().pull_messages(message_ids)
-            time.sleep(0.3)
+            time.sleep(0.6)
             return []
 
     monkeypatch.setattr("server.flower_app.GRACE_SECONDS", 0)
     grid = SlowOnce(client_app(devices), partitions(1))
-    (device,) = serve_fleet(grid, library, weights, replace(settings, ttl_seconds=0.2)).devices
+    (device,) = serve_fleet(grid, library, weights, replace(settings, ttl_seconds=0.5)).devices
     assert device.stage == "adapted"
 
 
@@ -211,10 +211,10 @@ def test_a_library_that_cannot_store_a_mask_fails_that_device_alone(
     record = library.record
     failures = iter([LibraryError("the disk is full")])
 
-    def record_or_fail(contribution):
+    def record_or_fail(*contributed):
         for error in failures:
             raise error
-        return record(contribution)
+        return record(*contributed)
 
     monkeypatch.setattr(library, "record", record_or_fail)
     report = serve_fleet(InProcessGrid(client_app(devices), partitions(2)), library, weights, settings)

@@ -1,4 +1,4 @@
-"""docs/deploy-flower.md is followed as it stands: TLS, a key per device, a run, a door for devices alone."""
+"""docs/deploy-flower.md is followed as it stands: TLS, a key per device, a run, a proxy before it."""
 
 import json
 import os
@@ -19,6 +19,9 @@ from server.library import Library
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "deploy-flower.md"
 RUN, PROXY = "A run", "Open to devices, and to nobody else"
+
+MISSING = [program for program in ("openssl", "ssh-keygen") if shutil.which(program) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not on this machine: {MISSING}")
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 AROUND = """
@@ -86,7 +89,7 @@ def test_only_devices_whose_keys_are_registered_are_in(followed, place):
 
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx here")
 def test_through_the_proxy_a_device_adapts_and_nobody_reaches_what_could_run_code(followed, guide, place):
-    configure, supernode, call = (block for block in guide if block.section == PROXY)
+    configure, call, supernode = (block for block in guide if block.section == PROXY)
     (place / "nginx.conf").write_text(AROUND.format(place=place))
     followed.follow(
         replace(configure, commands=configure.commands.replace("listen ", "listen 127.0.0.1:"))

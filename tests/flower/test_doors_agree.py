@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from client.grpc_client import Connection, RemoteCoordinator
 from flwr.app import Message
 from grpc_server import PLENTY, running_server
 from in_process_grid import InProcessGrid
 
 from client.adapt import adapt, adapt_assignment, describe, generator_of
 from client.flower_app import DeviceSettings, client_app
+from client.grpc_client import Connection, RemoteCoordinator
 from common.backbone import Weights
 from common.errors import BudgetError, InputError, MaskvoteError, MismatchError
 from common.exchange import Budget, Contribution, Coordinator, TaskDescription

@@ -1,73 +1,25 @@
 """The coordinator: what a device asks is voted on within its budget, and what it returns votes next."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from coordinated_tasks import CLASSES, SEEDS, answer_to, ask, both_methods, near, request_id, stock
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_tasks import random_mask, random_signature
+from random_tasks import random_mask
 
 from common.backbone import weights_digest
 from common.errors import BudgetError, InputError, MismatchError
-from common.exchange import METHODS, Assignment, Budget, Contribution, Offer, TaskDescription
+from common.exchange import METHODS, Budget, Contribution, TaskDescription
 from common.importance import magnitude
 from common.mask import Mask
 from common.signature import TaskSignature
 from common.subnetwork import SubNetwork
 from server.budget import allot
 from server.coordinator import Coordinator, VotingSettings
-from server.library import Library, seed_entry
-
-CLASSES = 4
-SEEDS = 6
-
-both_methods = pytest.mark.parametrize("method", METHODS)
-
-
-def request_id(number: int) -> str:
-    return f"{number:032x}"
-
-
-def signature(offer: Offer, number: int, classes: int = CLASSES) -> TaskSignature:
-    return random_signature(offer.probe, np.random.default_rng(number), classes)
-
-
-def near(offer: Offer, task: TaskSignature) -> TaskSignature:
-    """The signature of another task of nearly the same classes."""
-    noise = np.random.default_rng(0).normal(scale=0.05, size=task.means.shape)
-    return TaskSignature(task.probe, (task.means + noise).astype(np.float16), task.counts)
-
-
-def ask(offer: Offer, number: int, budget: Budget, method="smsp", classes=CLASSES) -> TaskDescription:
-    return TaskDescription(request_id(number), signature(offer, 100 + number, classes), budget, method)
-
-
-def answer_to(assignment: Assignment) -> Contribution:
-    """What a device might return: the target's units of what it holds, drawn at random."""
-    held = assignment.subnetwork.mask
-    lot = np.random.default_rng(int(assignment.request_id, 16))
-    scores = {name: np.where(held[name], lot.random(len(held[name])), -1) for name in held}
-    mask = Mask.keep_top(held.structure, scores, assignment.target)
-    return Contribution(assignment.request_id, mask, 0.25, 0.75, 50)
-
-
-def same_answer(one: Assignment, other: Assignment) -> bool:
-    plain = ("request_id", "method", "origin", "target", "rounds", "neighbours")
-    mine, theirs = one.subnetwork.weights, other.subnetwork.weights
-    return (
-        all(getattr(one, name) == getattr(other, name) for name in plain)
-        and one.subnetwork.mask == other.subnetwork.mask
-        and mine.keys() == theirs.keys()
-        and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    )
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "library.db"
+from server.library import Library
 
 
 @pytest.fixture
@@ -81,15 +33,6 @@ def library(empty, offer):
     """Of six tasks of the operator's."""
     stock(empty)
     return empty
-
-
-def stock(library: Library) -> None:
-    offer = library.offer
-    for number in range(SEEDS):
-        task = signature(offer, number)
-        mask = random_mask(offer.structure, np.random.default_rng(number), keep_ratio=0.3)
-        library.seed(seed_entry(str(number), task), task, mask,
-                     accuracy_before=0.25, accuracy_after=0.5, iterations=10)  # fmt: skip
 
 
 @pytest.fixture
@@ -256,61 +199,6 @@ def test_a_budget_that_nothing_fits_leaves_no_trace(coordinator, library, offer,
     coordinator.assign(ask(offer, 1, Budget(parameters=100_000), method))
 
 
-# The same again
-
-
-@both_methods
-def test_a_request_repeated_is_answered_as_at_first_also_after_a_restart(
-    path, coordinator, library, offer, weights, method
-):
-    """Though other tasks, nearer ones, have been recorded since."""
-    task = ask(offer, 1, Budget(keep_ratio=0.3, headroom=1.5), method)
-    first = coordinator.assign(task)
-    for number in (2, 3):
-        other = replace(task, request_id=request_id(number), signature=near(offer, task.signature))
-        coordinator.record(answer_to(coordinator.assign(other)))
-    assert same_answer(coordinator.assign(task), first)
-    library.close()
-    with Library.open(path) as reopened:
-        settings = VotingSettings(neighbours=1, explore=0.3)
-        again = Coordinator(reopened, weights, settings).assign(task)
-        assert same_answer(again, first)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda task, offer: replace(task, budget=Budget(keep_ratio=0.5)),
-        lambda task, offer: replace(task, method="mvp"),
-        lambda task, offer: replace(task, signature=signature(offer, 9)),
-    ],
-    ids=["budget", "method", "signature"],
-)
-def test_a_request_id_that_is_taken_does_not_answer_another_request(coordinator, offer, change):
-    """Another budget above all: its device would be sent a network that it cannot hold."""
-    task = ask(offer, 1, Budget(keep_ratio=0.3))
-    first = coordinator.assign(task)
-    with pytest.raises(InputError, match="draw a new one"):
-        coordinator.assign(change(task, offer))
-    assert same_answer(coordinator.assign(task), first)
-
-
-def test_a_contribution_repeated_is_one_entry_and_the_same_receipt(coordinator, offer):
-    contribution = answer_to(coordinator.assign(ask(offer, 1, Budget(keep_ratio=0.3))))
-    receipt = coordinator.record(contribution)
-    assert coordinator.record(contribution) == receipt
-    assert len(coordinator) == SEEDS + 1
-
-
-def test_a_contribution_that_differs_from_the_first_changes_nothing(coordinator, offer):
-    assignment = coordinator.assign(ask(offer, 1, Budget(keep_ratio=0.3)))
-    first = answer_to(assignment)
-    coordinator.record(first)
-    with pytest.raises(InputError, match="the first stays"):
-        coordinator.record(replace(first, accuracy_after=1.0))
-    assert coordinator.masks[first.request_id] == first.mask
-
-
 # Who does not belong
 
 
@@ -343,46 +231,3 @@ def test_a_contribution_to_nothing_that_was_assigned_is_refused_and_does_not_vot
 def test_settings_that_elect_nothing_are_refused(values):
     with pytest.raises(InputError, match="needed are at least one neighbour"):
         VotingSettings(**values)
-
-
-# More than one at a time
-
-
-def test_two_coordinators_on_one_library_give_one_request_one_answer(coordinator, path, offer, weights):
-    with Library.open(path) as again:
-        other = Coordinator(again, weights, VotingSettings(neighbours=1))
-        task = ask(offer, 1, Budget(keep_ratio=0.3))
-        first = coordinator.assign(task)
-        assert same_answer(other.assign(task), first)
-        contribution = answer_to(first)
-        assert other.record(contribution) == coordinator.record(contribution)
-        assert len(coordinator) == len(other) == SEEDS + 1
-
-
-def test_what_one_coordinator_records_another_finds_once_it_starts_anew(
-    coordinator, path, offer, weights
-):
-    with Library.open(path) as again:
-        other = Coordinator(again, weights)
-        task = ask(offer, 1, Budget(keep_ratio=0.3))
-        receipt = coordinator.record(answer_to(coordinator.assign(task)))
-        following = TaskDescription(request_id(2), near(offer, task.signature), task.budget)
-        assert receipt.entry not in {n.entry for n in other.assign(following).neighbours}
-        anew = Coordinator(again, weights)
-        following = replace(following, request_id=request_id(3))
-        assert anew.assign(following).neighbours[0].entry == receipt.entry
-
-
-def test_sixteen_devices_at_once_are_all_answered_and_all_found_afterwards(coordinator, offer):
-    def adapt(number: int) -> str:
-        method = METHODS[number % 2]
-        assignment = coordinator.assign(ask(offer, number, Budget(keep_ratio=0.3, headroom=1.2), method))
-        return coordinator.record(answer_to(assignment)).entry
-
-    with ThreadPoolExecutor(8) as pool:
-        entries = list(pool.map(adapt, range(16)))
-    assert len(coordinator) == SEEDS + 16
-    assert set(entries) <= coordinator.masks.keys()
-    for number, entry in enumerate(entries):
-        task = replace(ask(offer, number, Budget(keep_ratio=0.3)), request_id=request_id(100 + number))
-        assert coordinator.assign(task).neighbours[0].entry == entry

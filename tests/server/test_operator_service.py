@@ -262,7 +262,9 @@ def test_a_revoked_operator_is_out_at_once(stocked, weights):
 # What goes wrong on the way
 
 
-@pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x03abc" * 100])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"\xff" * 20, b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x03abc" * 100]
+)
 def test_garbage_gets_a_status_and_a_sentence_and_stores_nothing(stocked, weights, garbage):
     with served(stocked, weights) as connection, connection.open() as channel:
         for name in ("ShowEntry", "RemoveEntry", "RestoreEntry", "ImportEntries"):

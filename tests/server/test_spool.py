@@ -1,27 +1,18 @@
 """The spool: payloads are made once, read from the disk, and deleted when they take too much room."""
 
 import hashlib
-import resource
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from common.errors import InputError
+from common.errors import InputError, LibraryError
 from server.spool import Spool
 
 
 @pytest.fixture
 def spool(tmp_path):
-    with Spool(tmp_path, max_bytes=100) as spool:
-        yield spool
-
-
-def files(tmp_path: Path) -> list[Path]:
-    return [path for path in tmp_path.rglob("*") if path.is_file()]
+    return Spool(tmp_path, memory_bytes=100)
 
 
 def test_a_payload_is_announced_as_it_is_and_read_from_anywhere(spool):
@@ -52,23 +43,58 @@ def test_many_who_ask_at_once_have_it_made_once(spool):
     assert len(made) == 1
 
 
-def test_what_was_not_asked_for_longest_goes_first_and_whoever_reads_it_reads_on(spool, tmp_path):
-    with spool.open("old", lambda: b"o" * 60) as old:
-        spool.open("kept", lambda: b"k" * 30).file.close()
-        spool.open("old", lambda: b"never").file.close()
-        spool.open("new", lambda: b"n" * 40).file.close()
-        assert {path.read_bytes()[:1] for path in files(tmp_path)} == {b"o", b"n"}
-        spool.open("newer", lambda: b"w" * 40).file.close()
-        assert {path.read_bytes()[:1] for path in files(tmp_path)} == {b"n", b"w"}
-        assert old.read(0, 100) == b"o" * 60
-    with spool.open("old", lambda: b"made anew") as again:
-        assert again.read(0, 100) == b"made anew"
+def keep(spool: Spool, key: str, size: int) -> None:
+    """Have a payload made that nobody reads any more."""
+    spool.open(key, lambda: key.encode() * size).close()
 
 
-def test_one_that_is_larger_than_the_spool_is_sent_all_the_same(spool, tmp_path):
-    with spool.open("large", lambda: b"l" * 1000) as large:
-        assert large.announced.size == 1000
-    assert len(files(tmp_path)) == 1
+def is_there(spool: Spool, key: str) -> bool:
+    with spool.open(key, lambda: b"made anew") as payload:
+        return payload.read(0, 9) != b"made anew"
+
+
+def test_what_was_not_asked_for_longest_goes_first(spool):
+    for key, size in (("o", 50), ("k", 30), ("o", 0), ("n", 40)):
+        keep(spool, key, size)
+    assert spool.memory_bytes == 90
+    assert is_there(spool, "o")
+    assert is_there(spool, "n")
+    assert not is_there(spool, "k")
+
+
+def test_what_is_read_moves_to_a_file_and_is_read_on(spool, tmp_path):
+    with spool.open("o", lambda: b"o" * 60) as old, spool.open("o", lambda: b"never") as again:
+        assert old.read(0, 10) == b"o" * 10
+        keep(spool, "n", 80)
+        assert spool.memory_bytes == 80
+        assert old.read(10, 100) == again.read(10, 100) == b"o" * 50
+        assert old.announced.sha256 == hashlib.sha256(b"o" * 60).hexdigest()
+        assert is_there(spool, "o")
+    assert not is_there(spool, "o")
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_slow_readers_of_different_payloads_take_no_more_memory(spool):
+    payloads = [spool.open(str(number), lambda: b"x" * 40) for number in range(50)]
+    assert spool.memory_bytes <= 100
+    assert all(payload.read(20, 40) == b"x" * 20 for payload in payloads)
+    for payload in payloads:
+        payload.close()
+        payload.close()
+    assert spool.memory_bytes <= 100
+
+
+def test_one_that_is_larger_than_the_spool_is_sent_all_the_same(spool):
+    with spool.open("l", lambda: b"l" * 1000) as large:
+        assert (large.announced.size, large.read(999, 5)) == (1000, b"l")
+    keep(spool, "s", 10)
+    assert spool.memory_bytes == 10
+
+
+def test_a_reading_that_is_forgotten_ends(spool):
+    spool.open("o", lambda: b"o" * 90)
+    keep(spool, "n", 90)
+    assert not is_there(spool, "o")
 
 
 def test_a_payload_that_cannot_be_made_is_an_error_for_him_who_asked_and_can_be_asked_again(spool):
@@ -81,41 +107,12 @@ def test_a_payload_that_cannot_be_made_is_an_error_for_him_who_asked_and_can_be_
         assert payload.read(0, 9) == b"now"
 
 
-def test_nothing_is_left_when_it_ends(tmp_path):
-    with Spool(tmp_path) as spool:
-        spool.open("a", lambda: b"data").file.close()
-        assert files(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_is_told_and_leaves_the_others_alone(tmp_path):
-    """No file of the process may be larger than a kilobyte, which a full disk looks like to it."""
-    program = """
-import sys
-from pathlib import Path
-from common.errors import LibraryError
-from server.spool import Spool
-with Spool(Path(sys.argv[1])) as spool:
-    spool.open("small", lambda: b"s" * 1000).file.close()
-    try:
-        spool.open("large", lambda: b"l" * 2000)
-    except LibraryError as error:
-        print(error)
-    with spool.open("small", lambda: b"never") as payload:
-        print(len(payload.read(0, 5000)))
-"""
-
-    def limit() -> None:
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
-
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        cwd=Path(__file__).parents[2], preexec_fn=limit, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    sentence, size = done.stdout.splitlines()
-    assert "a network of 2,000 bytes cannot be written" in sentence
-    assert sentence.endswith("free some space, then ask again")
-    assert size == "1000"
+def test_a_disk_that_takes_nothing_is_told_and_leaves_the_others_alone(tmp_path):
+    spool = Spool(tmp_path / "gone", memory_bytes=100)
+    with spool.open("o", lambda: b"o" * 60) as payload:
+        with pytest.raises(LibraryError, match="a network of 60 bytes cannot be written") as refused:
+            keep(spool, "n", 60)
+        assert str(refused.value).endswith("free some space, then ask again")
+        assert payload.read(0, 100) == b"o" * 60
+    keep(spool, "n", 60)
+    assert is_there(spool, "n")

@@ -133,3 +133,33 @@ def test_threads_that_add_and_search_at_once_lose_nothing_and_see_whole_tasks(pr
     assert len(index) == 2000
     everyone = index.nearest(random_signature(probe, np.random.default_rng(99)), 2000)
     assert len({neighbour.entry for neighbour in everyone}) == 2000
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from("xia"), st.integers(0, 14)), max_size=40), st.integers(1, 20))
+def test_excluded_entries_are_as_if_they_were_not_there_until_they_are_included(steps, count):
+    """Against an index of the others alone, whatever was excluded, included and added in which order."""
+    tasks = [random_task(np.random.default_rng(number), classes=3) for number in range(15)]
+    index, added, excluded = new_index(), [], set()
+    for step, number in steps:
+        if step == "x":
+            index.exclude(str(number))
+            excluded.add(number)
+        elif step == "i":
+            index.include(str(number))
+            excluded.discard(number)
+        else:
+            index.add(str(number), tasks[number])
+            added += [number] * (number not in added)
+    others = new_index()
+    for number in added:
+        if number not in excluded:
+            others.add(str(number), tasks[number])
+    task = random_task(np.random.default_rng(99))
+    found, expected = index.nearest(task, count), others.nearest(task, count)
+    assert [neighbour.entry for neighbour in found] == [neighbour.entry for neighbour in expected]
+    np.testing.assert_allclose(
+        [neighbour.similarity for neighbour in found], [neighbour.similarity for neighbour in expected],
+        atol=1e-6,
+    )  # fmt: skip
+    assert len(index) == len(others)

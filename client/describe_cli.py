@@ -1,0 +1,105 @@
+"""maskvote-client describe: what a device would tell about its task, to the last byte."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import click
+
+from client.adapt import describe
+from client.disclosure import Field, disclose
+from client.taking_part import description_of, new_request_id, opened_state
+from client.task_options import (
+    JSON,
+    OF_SERVER,
+    OFFER,
+    PATH,
+    Asked,
+    Server,
+    Way,
+    asking,
+    check_way,
+    through_server,
+)
+from common.command_line import show, show_json
+from common.envelope import seal, unseal
+from common.exchange import TaskDescription
+from common.proto_codec import decode_offer
+
+SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
+FILES = Way("by files", ("offer_file",))
+
+
+@click.command("describe")
+@OFFER
+@asking
+@through_server
+@click.option("--out", type=PATH, help="Write the request to this file.")
+@JSON
+def describe_command(
+    offer_file: Path | None,
+    asked: Asked,
+    server: Server | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compute the signature of a task and show all that is in the request, without sending any of it.
+
+    With --server, the offer is fetched there; with --state too, `adapt` sends this very request.
+
+    Example: maskvote-client describe --offer birds.offer --data mine --keep-ratio 0.1 --out my.request
+    """
+    check_way(SERVER, FILES)
+    if server is not None:
+        with opened_state(server.state) as state:
+            description = description_of(asked, server, state)
+    else:
+        assert offer_file is not None
+        description = _by_file(offer_file, asked)
+    message, fields = disclose(description)
+    if out is not None:
+        seal(out, message)
+    if as_json:
+        _tell_scripts(description, message, fields, out)
+    else:
+        _tell(description, message, fields, out)
+
+
+def _by_file(offer_file: Path, asked: Asked) -> TaskDescription:
+    budget = asked.budget
+    offer = decode_offer(*unseal(offer_file))
+    return describe(offer, asked.task(offer.backbone), budget, asked.method, new_request_id())
+
+
+def _tell_scripts(
+    description: TaskDescription, message: bytes, fields: list[Field], out: Path | None
+) -> None:
+    signature = description.signature
+    show_json(
+        {
+            "request": description.request_id,
+            "classes": signature.classes,
+            "images": signature.images,
+            "feature_width": signature.means.shape[1],
+            "bytes": len(message),
+            "fields": {field.name: field.size for field in fields if field.name},
+            "message": base64.b64encode(message).decode(),
+            "written": str(out) if out else None,
+        }
+    )
+
+
+def _tell(description: TaskDescription, message: bytes, fields: list[Field], out: Path | None) -> None:
+    signature = description.signature
+    show(
+        f"{signature.classes} class means of {signature.means.shape[1]} features over "
+        f"{signature.images:,} images, and how many images each class has: {len(message):,} bytes",
+        ["field", "bytes", "what it is", "value"],
+        [
+            *([field.name, f"{field.size:,}", field.meaning, field.value] for field in fields),
+            ["in all", f"{len(message):,}", "", ""],
+        ],
+        caption="No image, no file name and no class name is in it. Nothing of it was sent."
+        + (f"\nRequest {description.request_id} is written to {out}." if out else ""),
+    )
