@@ -29,7 +29,7 @@ from common.rebuild import rebuild
 from common.tensor_file import read_tensors, write_tensors
 
 OPSET = 18
-"""The ONNX operators that torch's exporter writes by itself; runtimes of 2023 and later know them."""
+"""The ONNX operators that torch's exporter writes by itself; runtimes since 2023 know them."""
 TOLERANCE = 1e-4
 """How far onnxruntime's logits may be from torch's, as a share of the largest one."""
 CHECKED_BATCHES = (1, 3)
@@ -132,7 +132,10 @@ def _decoded(data: Data) -> SavedNetwork:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """An ONNX file that was written: its size, and how far its logits are from torch's, of the largest."""
+    """An ONNX file that was written.
+
+    `difference` is how far its logits are from torch's at worst, as a share of torch's largest.
+    """
 
     bytes_written: int
     difference: float

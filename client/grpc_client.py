@@ -252,6 +252,8 @@ class RemoteCoordinator:
             return UnavailableError(f"{address} sent nothing for {self._stalled_seconds:g} seconds")
         if status is StatusCode.UNAVAILABLE and not own:
             fault = fault_of_handshake(self._connection)
+            if isinstance(fault, UnavailableError):
+                return fault
             if fault is not None:
                 raise fault from error
         return refusal

@@ -22,9 +22,10 @@ REFUSAL_SECONDS = 0.5
 def fault_of_handshake(connection: Connection) -> MaskvoteError | None:
     """What is wrong between this device and a server that answered no call; None if it is not TLS.
 
-    UnavailableError where this device's clock is outside what a certificate is valid for, MismatchError
-    where the server's is not to be trusted or only one side speaks TLS, AccessError where the server
-    does not take this device's. Asks the server once more.
+    MismatchError where this device's clock is outside what a certificate is valid for, where the server's
+    is not to be trusted, or where one side alone speaks TLS; AccessError where the server says that it
+    does not take this device's. UnavailableError where it hangs up after the handshake, which is what
+    gRPC's servers do then, and what may also pass. Asks the server once more.
     """
     try:
         if connection.tls:
@@ -42,11 +43,15 @@ def fault_of_handshake(connection: Connection) -> MaskvoteError | None:
 def _fault(connection: Connection) -> MaskvoteError | None:
     address = connection.address
     try:
-        with _handshake(connection, _context(connection)) as tls:
+        with _handshake(connection, _context(connection)) as tls, suppress(TimeoutError):
             tls.settimeout(REFUSAL_SECONDS)
-            with suppress(TimeoutError):
-                tls.recv(1)
-            return None
+            if tls.recv(1):
+                return None
+            return UnavailableError(
+                f"{address} hangs up after the handshake; give the certificate that it may want "
+                "(--certificate, --key)"
+            )
+        return None
     except ssl.SSLCertVerificationError as error:
         return _clock_fault(connection) or MismatchError(
             f"{address} shows a certificate that is not to be trusted ({error.verify_message}); check "
@@ -66,7 +71,7 @@ def _fault(connection: Connection) -> MaskvoteError | None:
         return None
 
 
-def _clock_fault(connection: Connection) -> UnavailableError | None:
+def _clock_fault(connection: Connection) -> MismatchError | None:
     with _handshake(connection, _trusting()) as tls:
         shown = tls.getpeercert(binary_form=True)
     if shown is None:
@@ -80,16 +85,16 @@ def _clock_fault(connection: Connection) -> UnavailableError | None:
     )
 
 
-def clock_fault(address: str, starts: datetime, ends: datetime, now: datetime) -> UnavailableError | None:
+def clock_fault(address: str, starts: datetime, ends: datetime, now: datetime) -> MismatchError | None:
     """What to say where it is now before or after a certificate's time; None within it."""
     said = f"this device's clock says {now:%Y-%m-%d %H:%M:%S} UTC, the certificate of {address}"
     if now < starts:
-        return UnavailableError(
+        return MismatchError(
             f"{said} is valid from {starts:%Y-%m-%d %H:%M:%S} on: the clock is at least "
             f"{in_words((starts - now).total_seconds())} slow; set it"
         )
     if now > ends:
-        return UnavailableError(
+        return MismatchError(
             f"{said} was valid until {ends:%Y-%m-%d %H:%M:%S}: the clock is at least "
             f"{in_words((now - ends).total_seconds())} fast, set it; or, if it is right, have the "
             "server's operator renew the certificate"

@@ -22,6 +22,8 @@ NETWORK = click.option(
     type=click.Path(path_type=Path),
     help="What `maskvote-client adapt --save` wrote.",
 )
+NAMED_AT_MOST = 10
+"""Classes that a sentence names."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 
 
@@ -70,17 +72,25 @@ def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
 
 
 def _logits_of(task: Task, saved: SavedNetwork, data: Path, network_file: Path) -> list[int]:
-    """Of each class of the task, which of the network's logits is its own. MismatchError if one has none."""
+    """Which of the network's logits is whose, class by class of the task.
+
+    MismatchError where the network has other classes.
+    """
     lacking = sorted({*saved.classes} - {*task.classes})
     strange = sorted({*task.classes} - {*saved.classes})
     if lacking or strange:
-        found = [f"has {', '.join(strange)}, which the network has not"] if strange else []
-        found += [f"lacks {', '.join(lacking)}"] if lacking else []
+        found = [f"has {_few(strange)}, which the network does not know"] if strange else []
+        found += [f"lacks {_few(lacking)}"] if lacking else []
         raise MismatchError(
             f"{data} has other classes than {network_file}: it {' and '.join(found)}; give images of "
             "the network's classes, or adapt a network to these"
         )
     return [saved.classes.index(name) for name in task.classes]
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(map(repr, names[:NAMED_AT_MOST])) + more
 
 
 def classified(network: nn.Module, images: LabelledImages, done: Callable[[int], object]) -> Tensor:

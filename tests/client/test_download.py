@@ -47,9 +47,11 @@ def fetched(port: int, downloads: Path, description, **changes) -> bytes:
 def served(tmp_path_factory, offer, weights):
     """The port of a server that serves all tests of downloads."""
     path = tmp_path_factory.mktemp("served") / "library.db"
-    with Library.create(path, offer, weights_digest(weights)) as library:
-        with running_server(library, weights) as port:
-            yield port
+    with (
+        Library.create(path, offer, weights_digest(weights)) as library,
+        running_server(library, weights) as port,
+    ):
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,12 @@ def test_another_process_and_another_server_go_on_with_a_download(
     library, weights, request_of, task, tmp_path
 ):
     description, downloads = request_of(WHOLE), tmp_path / "downloads"
-    with running_server(library, weights) as port, FlakyProxy(port, Fault("cut", 10**6)) as proxy:
-        with pytest.raises(UnavailableError):
-            fetched(proxy.port, downloads, description)
+    with (
+        running_server(library, weights) as port,
+        FlakyProxy(port, Fault("cut", 10**6)) as proxy,
+        pytest.raises(UnavailableError),
+    ):
+        fetched(proxy.port, downloads, description)
     (partial,) = partial_files(downloads)
     had = partial.stat().st_size
     assert had % PART_BYTES == 0

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import timm
 import torch
+from cut_networks import cut_network
 from glyph_tasks import glyph_backbone, glyph_task, random_weights
 from torch import nn
 
@@ -29,10 +29,9 @@ from common.errors import InputError, TaskDataError, UnsupportedModel, WeightsEr
 from common.importance import magnitude
 from common.mask import Mask
 from common.rebuild import rebuild
-from common.subnetwork import SubNetwork, cut
+from common.subnetwork import SubNetwork
 from common.tensor_file import read_tensors, write_tensors
 
-CLASSES = ("owl", "wren", "goldcrest", "no bird")
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 WINDOWS = {"embed_dims": [12, 12, 24, 24], "depths": [1, 1, 1, 1], "num_heads": [3, 3, 4, 4]}
 NETWORKS = {
@@ -41,25 +40,6 @@ NETWORKS = {
     "attention": ("vit_tiny_patch16_224", VIT),
     "attention in windows": ("twins_svt_small", WINDOWS),
 }
-
-
-def cut_network(model: str, **arguments) -> SavedNetwork:
-    """A third of every group of a small network, rounded up: odd widths, one of three heads."""
-    backbone = Backbone.from_timm(model, num_classes=4, image_size=32, arguments=arguments)
-    structure = backbone.structure()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = timm.create_model(model, num_classes=4, **backbone.arguments)
-        for name, tensor in network.state_dict().items():
-            if name.endswith("running_mean"):
-                tensor.normal_()
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-        nn.init.normal_(network.get_submodule(backbone.classifier).weight)
-    weights = dict(network.state_dict())
-    third = [-(-units // 3) for units in structure.sizes]
-    mask = Mask.keep_top(structure, magnitude(weights, structure), third)
-    return SavedNetwork(rebuild(backbone, cut(weights, mask)), backbone, CLASSES)
 
 
 @pytest.fixture(scope="module", params=NETWORKS.values(), ids=NETWORKS.keys())

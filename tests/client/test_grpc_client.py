@@ -54,9 +54,11 @@ def test_a_whole_adaptation_through_a_server_is_the_one_in_process(
 def test_another_timm_is_refused_before_the_probe_is_downloaded(port, tmp_path, monkeypatch):
     served = timm.__version__
     monkeypatch.setattr("timm.__version__", "0.9.16")
-    with remote(port, tmp_path / "d") as coordinator:
-        with pytest.raises(MismatchError, match=r"installed here is timm 0\.9\.16") as refused:
-            coordinator.offer()
+    with (
+        remote(port, tmp_path / "d") as coordinator,
+        pytest.raises(MismatchError, match=r"installed here is timm 0\.9\.16") as refused,
+    ):
+        coordinator.offer()
     assert f"pip install timm=={served}" in str(refused.value)
     assert list((tmp_path / "d").iterdir()) == []
 
@@ -106,9 +108,11 @@ def test_a_revoked_token_is_told_at_once_and_nothing_is_tried_again(
             began = time.monotonic()
             with pytest.raises(TokenError, match="ask its operator for a new one"):
                 coordinator.assign(request_of(SMALL, 1))
-        with remote(port, tmp_path / "d", patience_seconds=60) as coordinator:
-            with pytest.raises(TokenError, match="has no token"):
-                coordinator.offer()
+        with (
+            remote(port, tmp_path / "d", patience_seconds=60) as coordinator,
+            pytest.raises(TokenError, match="has no token"),
+        ):
+            coordinator.offer()
         assert time.monotonic() - began < 10
 
 
@@ -125,9 +129,11 @@ def test_a_server_that_has_too_much_to_do_is_asked_again_when_it_said(library, w
             began = time.monotonic()
             coordinator.offer()  # two calls: the second is early
             assert 0.8 < time.monotonic() - began < 5
-        with remote(port, tmp_path / "d") as coordinator:
-            with pytest.raises(UnavailableError, match="more than 60 calls a minute"):
-                coordinator.offer()
+        with (
+            remote(port, tmp_path / "d") as coordinator,
+            pytest.raises(UnavailableError, match="more than 60 calls a minute"),
+        ):
+            coordinator.offer()
     assert ["trying on for 20 seconds" in sentence for sentence in told] == [True]
 
 
@@ -171,7 +177,9 @@ def test_what_is_no_maskvote_server_is_told(tmp_path):
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with remote(port, tmp_path / "d", patience_seconds=60) as coordinator:
-        with pytest.raises(MismatchError, match="does not know this call"):
-            coordinator.offer()
+    with (
+        remote(port, tmp_path / "d", patience_seconds=60) as coordinator,
+        pytest.raises(MismatchError, match="does not know this call"),
+    ):
+        coordinator.offer()
     server.stop(None).wait()

@@ -1,0 +1,158 @@
+"""A device's state directory: what it keeps is found by the next process, and nothing else is taken for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from devices import SMALL
+
+from client.adapt import Adaptation, adapt_assignment
+from client.export import load_network
+from client.state import State
+from common.errors import InputError
+from common.exchange import Receipt
+from common.fine_tune import FineTuneSettings
+from server.coordinator import Coordinator
+
+SETTINGS = FineTuneSettings(iterations=1, batch_size=8, fit_images=24)
+STEPS = ("offer", "description", "assignment", "adaptation", "receipt")
+FILES = ("offer", "request", "assignment", "contribution", "receipt", "settings.json", "measured.json")
+
+
+@pytest.fixture
+def done(offer, library, weights, task, request_of) -> dict:
+    """What all steps of a device came to."""
+    description = request_of(SMALL)
+    coordinator = Coordinator(library, weights)
+    assignment = coordinator.assign(description)
+    generator = torch.Generator().manual_seed(0)
+    adapted, contribution = adapt_assignment(assignment, task, SETTINGS, generator)
+    return {
+        "offer": offer,
+        "description": description,
+        "assignment": coordinator.assign(description),
+        "adaptation": Adaptation.of(assignment, adapted, contribution),
+        "receipt": Receipt(description.request_id, 1),
+    }
+
+
+def fill(directory: Path, done: dict) -> Path:
+    with State(directory) as state:
+        state.remember(data="mine", classes=["class0", "class1", "class2"], keep_ratio=0.3)
+        for step in STEPS:
+            assert getattr(state, step) is None
+            assert state.keep(done[step]) is done[step]
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path, done) -> Path:
+    return fill(tmp_path / "state", done)
+
+
+def test_every_step_is_there_in_another_process(directory, done):
+    with State(directory) as state:
+        assert state.offer.probe.digest == done["offer"].probe.digest
+        assert state.offer.structure == done["offer"].structure
+        assert state.description == done["description"]
+        assert state.receipt == done["receipt"]
+        kept = state.adaptation
+        assert kept == replace(done["adaptation"], adapted=None)
+        network = load_network(state.network)
+    assert network.classes == ("class0", "class1", "class2")
+    for name, tensor in done["adaptation"].adapted.network.state_dict().items():
+        assert torch.equal(network.network.state_dict()[name], tensor)
+
+
+def test_the_assignment_is_kept_as_it_came_whatever_is_made_of_it(directory, done, task):
+    for _ in range(2):
+        with State(directory) as state:
+            assignment = state.assignment
+            for name, tensor in done["assignment"].subnetwork.weights.items():
+                assert torch.equal(assignment.subnetwork.weights[name], tensor)
+            adapt_assignment(assignment, task, SETTINGS, torch.Generator().manual_seed(1))
+
+
+def test_bytes_are_those_of_messages_and_their_payloads(directory):
+    def content(name):
+        return (directory / name).stat().st_size - 26  # an envelope's own: ten letters, two lengths
+
+    with State(directory) as state:
+        assert state.bytes_up == content("request") + content("contribution")
+        assert state.bytes_down == sum(map(content, ("offer", "assignment", "receipt")))
+
+
+def test_only_its_owner_may_read_it(directory):
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+
+
+def test_two_processes_are_not_at_it_at_once(directory):
+    with State(directory):
+        with pytest.raises(InputError, match=f"{directory} is in use by another process"):
+            State(directory)
+    State(directory).close()
+
+
+def test_something_else_than_it_was_begun_with_is_refused_and_both_are_named(directory):
+    with State(directory) as state:
+        state.remember(data="mine", keep_ratio=0.3, iterations=20, learning_rate=0.1, parameters=None)
+    with State(directory) as state:
+        for name, other, words in (
+            ("data", "yours", "data mine; now it is yours"),
+            ("keep_ratio", 0.5, "keep ratio 0.3; now it is 0.5"),
+            ("parameters", 1000, "parameters None; now it is 1000"),
+            ("iterations", 21, "iterations 20; now it is 21"),
+            ("classes", ["class0", "x"], "classes class0, class1, class2; now it is class0, x"),
+        ):
+            with pytest.raises(InputError, match=words) as refused:
+                state.remember(**{name: other})
+            assert "another --state" in str(refused.value)
+        state.remember(data="mine", seed=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no file of ours", None], ids=["empty", "text", "cut short"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named_and_the_others_stay(directory, name, content):
+    path = directory / name
+    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    with State(directory) as state:
+        with pytest.raises(InputError, match=f"{path} cannot be used") as refused:
+            [getattr(state, step) for step in STEPS]
+            state.remember(data="mine")
+    assert "remove it, and its step is done once more" in str(refused.value)
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["measured.json", "network.safetensors"])
+def test_a_contribution_without_what_belongs_to_it_is_told(directory, name):
+    (directory / name).unlink()
+    with State(directory) as state, pytest.raises(InputError, match=f"{name} is missing; remove contrib"):
+        _ = state.adaptation
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds 'thesis.tex', which is none of a device's steps"):
+        State(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match="give another directory"):
+        State(tmp_path / "thesis.tex")
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(directory):
+    (directory / ".offer-0123abcd").write_bytes(b"half")
+    State(directory).close()
+    assert not (directory / ".offer-0123abcd").exists()
+    (directory / ".offer-x").write_bytes(b"not ours")
+    with pytest.raises(InputError, match="holds '.offer-x'"):
+        State(directory)
+
+
+def test_a_download_ends_when_its_step_is_kept(tmp_path, done):
+    with State(tmp_path / "state") as state:
+        (state.directory / f"probe.{'0' * 64}.part").write_bytes(b"some of it")
+        state.keep(done["offer"])
+        assert sorted(path.name for path in state.directory.iterdir()) == ["lock", "offer"]
