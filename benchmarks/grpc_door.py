@@ -24,9 +24,9 @@ from typing import Any
 import click
 import grpc
 import numpy as np
-from client.grpc_client import Connection, RemoteCoordinator
 
 from benchmarks.served import Ground, Server, answer, prepare, serving_process
+from client.grpc_client import Connection, RemoteCoordinator
 from common.command_line import show
 from common.exchange import Contribution
 from common.grpc_codec import (

@@ -10,11 +10,11 @@ as the network itself does, normalised: RGB or grey pixels p in 0..255, (p / 255
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,12 +270,11 @@ def _attention_written_out(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the exporter tells of its own steps is nothing that the caller can act on."""
+    """What the exporter tells of its own steps, and whole graphs where it fails, is of no use here."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(before)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from client.export import TOLERANCE, SavedNetwork, export_onnx, load_network, save_network
+from client.task_options import JSON, PATH
 from common.command_line import progress, show, show_json
 from common.errors import MismatchError
 from common.fitting import BATCH, on_device_of
@@ -19,12 +20,11 @@ NETWORK = click.option(
     "--network",
     "network_file",
     required=True,
-    type=click.Path(path_type=Path),
-    help="What `maskvote-client adapt --save` wrote.",
+    type=PATH,
+    help="What `maskvote-client adapt --save` wrote, or network.safetensors of a --state.",
 )
 NAMED_AT_MOST = 10
 """Classes that a sentence names."""
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 
 
 @click.command()
@@ -32,7 +32,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead 
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Directory with train/CLASS/*.png|jpg (and val/), as for adapt.",
 )
 @JSON
@@ -112,9 +112,7 @@ def classified(network: nn.Module, images: LabelledImages, done: Callable[[int],
     type=click.Choice(["onnx", "safetensors"]),
     help="onnx runs without torch; safetensors is every tensor by name.",
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Write the network to this file."
-)
+@click.option("--out", required=True, type=PATH, help="Write the network to this file.")
 @JSON
 def export(network_file: Path, kind: str, out: Path, as_json: bool) -> None:
     """Write a kept network as a file for other programs.

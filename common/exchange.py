@@ -43,8 +43,8 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.keep_ratio is None) == (self.parameters is None):
             raise BudgetError(
-                f"a budget is one of keep_ratio ({self.keep_ratio}) and parameters "
-                f"({self.parameters}); give exactly one"
+                f"a budget is a keep ratio or a number of parameters, and here are "
+                f"{'both' if self.parameters is not None else 'neither'}; give exactly one"
             )
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise BudgetError(f"the keep ratio is {self.keep_ratio}; it lies in (0, 1]")

@@ -273,9 +273,9 @@ def signature_in(parsed: pb.Signature) -> TaskSignature:
     whole = size == HALF.itemsize * classes * width and size <= MAX_MEANS_BYTES
     if classes > MAX_CLASSES or not 1 <= width <= MAX_WIDTH or not whole:
         raise SignatureError(
-            f"a signature of {classes} classes, {width} wide, in {size} bytes; needed are at most "
-            f"{MAX_CLASSES} classes of 1 to {MAX_WIDTH} features of two bytes, {MAX_MEANS_BYTES:,} bytes "
-            "in all: compute it again"
+            f"the means of {classes} classes, {width} wide, are {size} bytes; they are two a feature, "
+            f"of at most {MAX_CLASSES} classes, {MAX_WIDTH} wide, {MAX_MEANS_BYTES:,} bytes in all: compute "
+            "it again"
         )
     means = np.frombuffer(parsed.means, HALF).reshape(classes, width).astype(np.float16)
     probe = hexadecimal(parsed.probe_digest, DIGEST_BYTES, "probe's digest")

@@ -40,9 +40,9 @@ class Access:
         )
 
     def _bearer(self, given: str) -> Caller:
-        token = given.removeprefix(BEARER)
+        scheme, _, token = given.partition(" ")
         caller = None
-        if token != given and len(token) <= MAX_TOKEN_CHARACTERS:
+        if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
             caller = self.identify(token)
         if caller is None:
             raise TokenError(

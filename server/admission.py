@@ -37,7 +37,12 @@ def admit(contribution: Contribution, assigned: StoredAssignment) -> None:
         beyond = int((mask.kept & ~assigned.mask.kept).sum())
         problems.append(f"it keeps {beyond} units that the device never held")
     if mask.counts != assigned.target:
-        problems.append(f"it keeps {sum(mask.counts)} units, asked for were {sum(assigned.target)}")
+        wrong = [
+            f"{have} of {group.name}, asked for were {want}"
+            for group, have, want in zip(mask.structure.groups, mask.counts, assigned.target, strict=True)
+            if have != want
+        ]
+        problems.append(f"it keeps {', '.join(wrong[:3])}")
     if problems:
         raise InputError(
             f"the mask of request {contribution.request_id} cannot come of its assignment: "

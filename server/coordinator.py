@@ -29,7 +29,7 @@ from server.budget import Counts, allot
 from server.library import Library, Revision, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
-from server.voting import SCORE_OF, Ballot, elect, with_runners_up
+from server.voting import Ballot, elect, with_runners_up
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,8 @@ class Coordinator:
         elected = elect(structure, ballots, task.method, held, self._importance)
         mask = elected.mask
         if ballots and any(explored):
-            scores = SCORE_OF[task.method](ballots)
             seed = int(task.request_id, 16)
-            mask = with_runners_up(mask, scores, explored, seed, tie_break=self._importance)
+            mask = with_runners_up(mask, elected.scores, explored, seed, tie_break=self._importance)
         return StoredAssignment(
             description=task,
             origin=elected.origin,

@@ -239,7 +239,7 @@ class Fleet:
     def _assign(self, outcome: DeviceOutcome, content: RecordDict) -> None:
         described = message_of(content)
         task = decode_task_description(described)
-        assignment = self._coordinator.assign(task, contributor=f"flower:{outcome.node}")
+        assignment = self._coordinator.assign(task, _contributor(outcome))
         message, network = encode_assignment(assignment)
         assigned = replace(
             outcome,
@@ -262,7 +262,7 @@ class Fleet:
                 f"{contribution.request_id}; a device answers for its own request"
             )
         measured = measured_of(content)
-        self._coordinator.record(contribution)
+        self._coordinator.record(contribution, _contributor(outcome))
         counts = contribution.mask.counts
         adapted = replace(
             outcome,
@@ -316,6 +316,10 @@ class Fleet:
             self._watch(outcome)
         except Exception:  # whoever only watches stops nothing
             logger.exception("watching node %d", outcome.node)
+
+
+def _contributor(outcome: DeviceOutcome) -> str:
+    return f"flower:{outcome.node}"
 
 
 def _reason(error: Error) -> str:

@@ -19,6 +19,7 @@ from common.grpc_codec import (
     encode_terms,
 )
 from common.proto_codec import (
+    check_at_most,
     decode_contribution,
     decode_task_description,
     encode_choice,
@@ -102,8 +103,9 @@ class DeviceService:
 
 def _start(announced: Announced, resume: Resume | None) -> int:
     """The byte to send from: where a receiver of this very payload has got to, or the first."""
-    if resume is None or resume.sha256 != announced.sha256 or resume.offset > announced.size:
+    if resume is None or resume.sha256 != announced.sha256:
         return 0
+    check_at_most(resume.offset, announced.size, "bytes of this payload")
     return resume.offset
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Connection, Row, bindparam, select
 
 from common.errors import InputError
 from common.exchange import Contribution, Offer, Receipt
@@ -29,7 +28,10 @@ from server.entries import Entry, EntryFacts, EntryMethod, Removal, Statistics, 
 from server.library_file import LibraryFile, create
 from server.library_header import read_header, write_header
 from server.library_rows import (
+    ASSIGN,
+    INSERT,
     LAST_POSITION,
+    RECORD,
     asked_values,
     assigned_values,
     assignment_of,
@@ -43,8 +45,6 @@ from server.removals import LAST_REMOVAL, Decision, check_reason, decide, since,
 
 __all__ = ["Entry", "EntryMethod", "Library", "Revision", "StoredAssignment", "seed_entry"]
 
-ASSIGN = sqlite.insert(tasks).on_conflict_do_nothing(index_elements=["id"])
-RECORD = update(tasks).where(tasks.c.id == bindparam("task"), tasks.c.position.is_(None))
 REVISION = select(LAST_POSITION.scalar_subquery(), LAST_REMOVAL.scalar_subquery())
 SINCE = select(tasks).where(tasks.c.position > bindparam("after")).order_by(tasks.c.position)
 POSITION = select(tasks.c.position).where(tasks.c.id == bindparam("task"))
@@ -107,7 +107,7 @@ class Library:
         file = LibraryFile(Path(path))
         try:
             library = cls(file, *read_header(file))
-            library.removals()
+            library.removals()  # a damaged line is told now, not at the next vote
             return library
         except BaseException:
             file.close()
@@ -210,7 +210,7 @@ class Library:
             row = row_of(connection, entry)
             if row is None:
                 outcome = outcome_values(contribution, next_position(connection))
-                connection.execute(insert(tasks), asked | outcome)
+                connection.execute(INSERT, asked | outcome)
                 return Receipt(entry, outcome["position"])
             if row.asked_sha256 != asked["asked_sha256"]:
                 raise InputError(f"entry {entry} is another task's; take the one that seed_entry gives")

@@ -7,14 +7,22 @@ from dataclasses import replace
 from datetime import UTC
 from functools import partial
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, select
 
 from common.errors import InputError
 from common.exchange import Offer
 from server.admission import check_entry
 from server.entries import Entry, Removal, Statistics
 from server.library_file import LibraryFile
-from server.library_rows import asked_values, entry_of, next_position, outcome_values, row_of
+from server.library_rows import (
+    INSERT,
+    RECORD,
+    asked_values,
+    entry_of,
+    next_position,
+    outcome_values,
+    row_of,
+)
 from server.library_schema import is_whole, tasks
 from server.removals import removed_entries, standing
 
@@ -66,6 +74,7 @@ def statistics(file: LibraryFile) -> Statistics:
         groups = connection.execute(VOTING).all()
         entries = connection.execute(RECORDED).scalar_one()
         unanswered = connection.execute(UNANSWERED).scalar_one()
+        file_bytes = file.path.stat().st_size
     by_method: dict[str, int] = {}
     by_contributor: dict[str, int] = {}
     for method, contributor, count, _, _ in groups:
@@ -80,7 +89,7 @@ def statistics(file: LibraryFile) -> Statistics:
         by_contributor=by_contributor,
         accuracy_before=sum(group[3] for group in groups) / max(1, voting),
         accuracy_after=sum(group[4] for group in groups) / max(1, voting),
-        file_bytes=file.path.stat().st_size,
+        file_bytes=file_bytes,
     )
 
 
@@ -105,7 +114,8 @@ def take_in(file: LibraryFile, offer: Offer, entries: Iterable[Entry]) -> tuple[
                 store(full)
     finally:
         # Those before one that is refused stay, and so do those before their sender gave up.
-        store(page)
+        if page:
+            store(page)
     return added, present
 
 
@@ -135,10 +145,10 @@ def _store_one(offer: Offer, entry: Entry, connection: Connection) -> bool:
         recorded = entry.recorded.astimezone(UTC).isoformat()
         outcome = outcome_values(entry, next_position(connection), recorded)
         if row is None:
-            connection.execute(insert(tasks).values(asked | outcome))
+            connection.execute(INSERT, asked | outcome)
         else:
             # An earlier copy of this library assigned it; by now it is recorded.
-            connection.execute(update(tasks).where(tasks.c.id == entry.entry).values(outcome))
+            connection.execute(RECORD, {"task": entry.entry} | outcome)
         return True
     raise InputError(
         f"entry {entry.entry} differs from the task of that name that is here, which stays; leave it out"

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy.dialects import sqlite
 
 from common.exchange import Budget, Contribution, Neighbour, Offer, TaskDescription
 from common.mask import Mask
@@ -21,6 +22,9 @@ from server.library_schema import ASKED, OUTCOME, Values, is_whole, now, seal, t
 # Statements are made once: SQLAlchemy takes longer to put one together than SQLite to run it.
 ROW = select(tasks).where(tasks.c.id == bindparam("task"))
 LAST_POSITION = select(func.max(tasks.c.position))
+INSERT = insert(tasks)
+ASSIGN = sqlite.insert(tasks).on_conflict_do_nothing(index_elements=["id"])
+RECORD = update(tasks).where(tasks.c.id == bindparam("task"), tasks.c.position.is_(None))
 
 
 def row_of(connection: Connection, task: str) -> Row[Any] | None:

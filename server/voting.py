@@ -76,10 +76,13 @@ SCORE_OF = {"mvp": mvp_vote, "smsp": smsp_score}
 
 @dataclass(frozen=True)
 class Elected:
-    """The outcome of a vote: a mask, and whether neighbours or the backbone's importance chose it."""
+    """The outcome of a vote: a mask, whether neighbours or the backbone's importance chose it, and by
+    which scores.
+    """
 
     mask: Mask
     origin: Origin
+    scores: Scores
 
 
 def elect(
@@ -96,7 +99,7 @@ def elect(
     of another structure.
     """
     if not ballots:
-        return Elected(Mask.keep_top(structure, importance, counts), "importance")
+        return Elected(Mask.keep_top(structure, importance, counts), "importance", importance)
     scores = SCORE_OF[method](ballots)
     voted = ballots[0].mask.structure.digest
     if voted != structure.digest:
@@ -104,7 +107,7 @@ def elect(
             f"the masks are of structure {voted[:12]}, the vote is on {structure.digest[:12]}; "
             "let masks of this backbone vote"
         )
-    return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), "vote")
+    return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), "vote", scores)
 
 
 def with_runners_up(

@@ -18,7 +18,6 @@ A test gives it ports that are free, and follows it:
 import contextlib
 import os
 import re
-import select
 import shlex
 import signal
 import socket
@@ -168,21 +167,17 @@ class Terminal:
         return self.said(name)
 
     def _launch(self, commands: str, stdout: IO[bytes], stderr: IO[bytes] | int) -> "_Group":
-        alive, held = os.pipe()
-        try:
-            leader = subprocess.Popen(
+        return _Group(
+            subprocess.Popen(
                 ["bash", "-euo", "pipefail", "-c", commands],
                 cwd=self._environment["PWD"],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                pass_fds=(held,),
                 start_new_session=True,
             )
-        finally:
-            os.close(held)
-        return _Group(leader, alive)
+        )
 
     def _end(self, server: str, how: signal.Signals) -> None:
         group = self._servers.pop(server)
@@ -197,17 +192,16 @@ class Terminal:
 
 @dataclass(frozen=True)
 class _Group:
-    """A process and those that it started; `alive` reads to its end when the last of them is gone."""
+    """A process and those that it started."""
 
     leader: subprocess.Popen[bytes]
-    alive: int
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.leader.pid, number)
 
     def end_within(self, seconds: float) -> int | None:
-        """The leader's status if it ends in time; then nothing of the group is left, nor of its ports."""
+        """The leader's status if it ends in time; those that have not ended are killed."""
         try:
             return self.leader.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -215,5 +209,3 @@ class _Group:
         finally:
             self.signal(signal.SIGKILL)
             self.leader.wait()
-            select.select([self.alive], [], [], END_SECONDS)
-            os.close(self.alive)

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 
 import pytest
 from documents import Block, Terminal, free_ports, read_blocks, with_free_ports
@@ -108,15 +109,22 @@ def test_servers_end_with_their_terminal_their_namesake_or_when_killed(tmp_path)
     (port,) = free_ports(1)
     listens = Block(f"python3 -um http.server --bind 127.0.0.1 {port}", "server", "Serving HTTP")
 
-    def is_free() -> bool:
-        with socket.socket() as listener:
-            return listener.connect_ex(("127.0.0.1", port)) != 0
+    def listening() -> bool:
+        with socket.socket() as caller:
+            return caller.connect_ex(("127.0.0.1", port)) == 0
+
+    def ends() -> bool:
+        """Whether it does soon: a process that is killed still has to let go of its port."""
+        deadline = time.monotonic() + 10
+        while listening() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not listening()
 
     with Terminal(tmp_path / "place") as terminal:
         terminal.follow(listens)
-        assert not is_free()
+        assert listening()
         terminal.follow(listens)
         terminal.kill("server")
-        assert is_free()
+        assert ends()
         terminal.follow(listens)
-    assert is_free()
+    assert ends()

@@ -1,9 +1,11 @@
 """A device's images, and a library that its server holds: empty, so that importance decides."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 from grpc_server import running_server
 from PIL import Image
 
@@ -26,6 +28,14 @@ def draw_images(folder: Path, classes: int = 3, train: int = 8, judging: int = 4
                 pixels = colour + lot.integers(0, 56, (32, 32, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _servers_say_nothing():
+    """What a server logs would stand among what a device says, as both are in this process."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,9 @@
-"""Devices that reach a server on the loopback."""
+"""Devices that reach a server on the loopback, in this process or in one of their own."""
 
+import multiprocessing
+import os
+import resource
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,3 +19,27 @@ def remote(port: int, downloads: Path, **changes):
     connection = changes.pop("connection", None) or Connection(f"127.0.0.1:{port}")
     with RemoteCoordinator(connection, downloads, **{"patience_seconds": 0, **changes}) as coordinator:
         yield coordinator
+
+
+# What these import is what `maskvote-client` does, and nothing else.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["client.cli"])
+
+
+def client_process(words: list[str], output: Path, largest_file: int | None = None):
+    """A process of `maskvote-client`, whose output goes into a file, and whose files grow no larger."""
+    process = processes.Process(target=_maskvote_client, args=(words, output, largest_file))
+    process.start()
+    return process
+
+
+def _maskvote_client(words: list[str], output: Path, largest_file: int | None) -> None:
+    from client.cli import main
+
+    sys.argv = ["maskvote-client", *words]
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    main()

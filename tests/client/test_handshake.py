@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from certificates import Authority
-from devices import remote
+from devices import client_process, remote
 from grpc_server import PLENTY, running_server
 
 from client.grpc_client import RemoteCoordinator
@@ -155,3 +155,14 @@ def test_a_token_is_never_sent_in_the_clear_to_another_machine(host):
     assert not Connection(f"{host}:7070", insecure=True).tls
     assert Connection(f"{host}:7070", "mv_secret").tls
     assert not Connection("127.0.0.1:7070", "mv_secret").tls
+
+
+def test_grpcs_own_words_do_not_reach_the_terminal(authority, library, weights, images, tmp_path):
+    other, output = Authority(tmp_path / "other", "another"), tmp_path / "output"
+    with serving(library, weights, authority.certify("good")) as port:
+        words = ["describe", "--data", images, "--keep-ratio", "1", "--server", f"localhost:{port}"]
+        process = client_process([*map(str, words), "--ca", str(other.ca)], output)
+        process.join(60)
+    (sentence,) = output.read_text().splitlines()
+    assert process.exitcode == 3
+    assert sentence.startswith(f"error: localhost:{port} shows a certificate that is not to be trusted")

@@ -1,4 +1,4 @@
-"""A device's state directory: what it keeps is found by the next process, and nothing else is taken for it."""
+"""A device's state directory: the next process finds what it keeps, and takes nothing else for it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -89,9 +89,9 @@ def test_only_its_owner_may_read_it(directory):
 
 
 def test_two_processes_are_not_at_it_at_once(directory):
-    with State(directory):
-        with pytest.raises(InputError, match=f"{directory} is in use by another process"):
-            State(directory)
+    in_use = f"{directory} is in use by another process"
+    with State(directory), pytest.raises(InputError, match=in_use):
+        State(directory)
     State(directory).close()
 
 
@@ -100,11 +100,11 @@ def test_something_else_than_it_was_begun_with_is_refused_and_both_are_named(dir
         state.remember(data="mine", keep_ratio=0.3, iterations=20, learning_rate=0.1, parameters=None)
     with State(directory) as state:
         for name, other, words in (
-            ("data", "yours", "data mine; now it is yours"),
-            ("keep_ratio", 0.5, "keep ratio 0.3; now it is 0.5"),
-            ("parameters", 1000, "parameters None; now it is 1000"),
-            ("iterations", 21, "iterations 20; now it is 21"),
-            ("classes", ["class0", "x"], "classes class0, class1, class2; now it is class0, x"),
+            ("data", "yours", "data mine, now it is yours"),
+            ("keep_ratio", 0.5, "keep ratio 0.3, now it is 0.5"),
+            ("parameters", 1000, "parameters None, now it is 1000"),
+            ("iterations", 21, "iterations 20, now it is 21"),
+            ("classes", ["class0", "x"], "classes class0, class1, class2, now it is class0, x"),
         ):
             with pytest.raises(InputError, match=words) as refused:
                 state.remember(**{name: other})
@@ -118,10 +118,15 @@ def test_a_damaged_file_is_named_and_the_others_stay(directory, name, content):
     path = directory / name
     path.write_bytes(path.read_bytes()[:-1] if content is None else content)
     before = {p.name: p.read_bytes() for p in directory.iterdir()}
-    with State(directory) as state:
-        with pytest.raises(InputError, match=f"{path} cannot be used") as refused:
-            [getattr(state, step) for step in STEPS]
+
+    def read_all() -> None:
+        with State(directory) as state:
+            for step in STEPS:
+                getattr(state, step)
             state.remember(data="mine")
+
+    with pytest.raises(InputError, match=f"{path} cannot be used") as refused:
+        read_all()
     assert "remove it, and its step is done once more" in str(refused.value)
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
 
@@ -147,7 +152,7 @@ def test_what_a_killed_process_was_writing_is_cleared_away(directory):
     State(directory).close()
     assert not (directory / ".offer-0123abcd").exists()
     (directory / ".offer-x").write_bytes(b"not ours")
-    with pytest.raises(InputError, match="holds '.offer-x'"):
+    with pytest.raises(InputError, match=r"holds '\.offer-x'"):
         State(directory)
 
 

@@ -169,7 +169,7 @@ REQUESTS = {
 }
 CONTRIBUTIONS = {
     of_units_never_held: (InputError, "units that the device never held"),
-    of_fewer_units: (InputError, "units, asked for were"),
+    of_fewer_units: (InputError, "asked for were"),
 }
 
 

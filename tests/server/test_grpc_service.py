@@ -178,6 +178,13 @@ def test_what_is_had_of_another_payload_is_sent_anew(device, request_message):
     assert offset == 0
 
 
+def test_more_than_there_is_of_a_payload_cannot_be_had(device, request_message):
+    device.call("Assign", request_message)
+    sha256, _, whole = device.fetch("FetchSubNetwork", encode_fetch_subnetwork(REQUEST_ID, None))
+    message = encode_fetch_subnetwork(REQUEST_ID, Resume(sha256, len(whole) + 1))
+    assert device.refused("FetchSubNetwork", message).code() is StatusCode.INVALID_ARGUMENT
+
+
 def test_a_contribution_is_recorded_once_and_acknowledged_alike(device, library, request_message):
     device.call("Assign", request_message)
     stored = library.assignment_of(REQUEST_ID)

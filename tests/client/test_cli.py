@@ -1,0 +1,210 @@
+"""maskvote-client as its user has it: statuses, sentences, and what it says and sends."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import draw_images
+from grpc_server import PLENTY, running_server
+
+from client.cli import main
+from common.proto_codec import decode_task_description
+from common.task_data import FileImages
+from server import tokens
+from server.serving import ServeSettings
+
+
+@pytest.fixture
+def client(monkeypatch, capsys, tmp_path):
+    """A command of maskvote-client, run here: its exit status, and what it printed."""
+
+    def client(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maskvote-client", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, told.out, " ".join(told.err.split())
+
+    monkeypatch.chdir(tmp_path)
+    return client
+
+
+def through(port: int, command: str = "adapt", **changes) -> list[object]:
+    """The words of a command through a server; None leaves an option out."""
+    options = {"server": f"127.0.0.1:{port}", "keep_ratio": 0.3, "patience": 0}
+    options |= {"state": "state", "iterations": 2} if command == "adapt" else {}
+    words: list[object] = [command]
+    for name, value in (options | changes).items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", value]
+    return words
+
+
+def test_it_ends_with_one_screen_and_says_it_again_without_a_server(
+    client, library, weights, images, tmp_path
+):
+    with running_server(library, weights) as port:
+        words = [*through(port, data=images), "--save", "my.safetensors"]
+        status, told, _ = client(*words)
+    assert status == 0
+    entry = library.entries()[0]
+    held = library.assignment_of(entry.entry).mask
+    for expected in (
+        f"Request {entry.entry}", "bytes up", "bytes down", f"stored as entry {entry.entry}, of 1",
+        f"{held.kept.sum()} of {held.structure.units}", f"{entry.accuracy_after:.1%}",
+        "network in my.safetensors",
+    ):  # fmt: skip
+        assert expected in told
+    assert client(*words)[:2] == (0, told)
+    network = (tmp_path / "my.safetensors").read_bytes()
+    assert network == (tmp_path / "state" / "network.safetensors").read_bytes()
+    facts = json.loads(client(*words, "--json")[1])
+    assert (facts["entry"], facts["entries"]) == (entry.entry, 1)
+    assert facts["accuracy"] == {"0": entry.accuracy_before, "2": entry.accuracy_after}
+    assert facts["bytes_down"] > 100_000 > facts["bytes_up"] > 0
+
+
+def test_what_describe_shows_is_what_is_sent_byte_by_byte(client, library, weights, images):
+    with running_server(library, weights) as port:
+        words = through(port, "describe", data=images, state="state")
+        shown = json.loads(client(*words, "--json")[1])
+        status, told, _ = client(*words)
+        assert status == 0
+        assert library.statistics().unanswered == 0
+        message = base64.b64decode(shown["message"])
+        description = decode_task_description(message)
+        assert shown["bytes"] == len(message)
+        framing = shown["bytes"] - sum(shown["fields"].values())
+        assert 0 < framing < 10
+        assert shown["fields"]["signature.means"] > 2 * description.signature.means.size
+        for expected in (
+            description.request_id, description.signature.probe, f"{len(message):,}", "8, 8, 8",
+            f"{description.signature.means[0, 0]:.4g}", "Nothing of it was sent",
+        ):  # fmt: skip
+            assert expected in told
+        for secret in ("class0", "class1", str(images)):
+            assert secret not in told
+            assert secret.encode() not in message
+        assert client(*through(port, data=images))[0] == 0
+    assert library.assignment_of(description.request_id).description == description
+
+
+def test_describe_without_a_state_asks_anew_each_time(client, library, weights, images, tmp_path):
+    with running_server(library, weights) as port:
+        words = through(port, "describe", data=images)
+        one, other = (json.loads(client(*words, "--json")[1]) for _ in range(2))
+    assert one["request"] != other["request"]
+    assert one["fields"] == other["fields"]
+    assert list(tmp_path.glob("*")) == [tmp_path / "library.db"] or not (tmp_path / "state").exists()
+
+
+def test_a_revoked_token_ends_with_5(client, library, weights, images, monkeypatch, tmp_path):
+    (tmp_path / "my.token").write_text(tokens.add(library, "kitchen", "device") + "\n")
+    settings = ServeSettings(address="127.0.0.1:0", limits=PLENTY, grace_seconds=5)
+    with running_server(library, weights, settings) as port:
+        words = through(port, data=images, token_file="my.token", patience=60)
+        assert client(*through(port, "describe", data=images, token_file="my.token"))[0] == 0
+        tokens.revoke(library, "kitchen")
+        assert client(*words)[::2] == (
+            5,
+            "error: this server knows no such token, or it was revoked; ask its operator for a new one",
+        )
+        monkeypatch.setenv("MASKVOTE_TOKEN", tokens.add(library, "kitchen", "device"))
+        words[words.index("--token-file") : words.index("--token-file") + 2] = []
+        assert client(*words)[0] == 0
+    assert library.entries()[0].contributor == "kitchen"
+
+
+@pytest.mark.parametrize("token", ["", "two words", "a\nb", "x" * 201])
+def test_a_token_file_that_holds_none_ends_with_2(client, images, tmp_path, token):
+    (tmp_path / "my.token").write_text(token)
+    status, _, told = client(*through(1, data=images, token_file="my.token"))
+    assert status == 2
+    assert "it has 1 to 200" in told
+
+
+def test_a_server_that_is_away_ends_with_6_and_whom_it_was_waiting_for(client, images):
+    status, _, told = client(*through(1, data=images, patience=0.1))
+    assert status == 6
+    assert "127.0.0.1:1 does not answer" in told
+    assert "tried for" in told
+
+
+WRONG = {
+    "neither way": (
+        (),
+        "how is not given: take part either through a server (--server, --state) or by",
+    ),
+    "both ways": (("--server", "h:1", "--out", "x"), "--server and --out do not go together"),
+    "files with a token": (
+        ("--offer", "a", "--assignment", "b", "--out", "c", "--token-file", "t"),
+        "--token-file and --offer do not go together",
+    ),
+    "files with a budget": (
+        ("--offer", "a", "--assignment", "b", "--out", "c", "--keep-ratio", "0.5"),
+        "--keep-ratio and --offer do not go together",
+    ),
+    "no state": (("--server", "h:1", "--keep-ratio", "0.5"), "--state is not given"),
+    "half of the files": (("--offer", "a"), "--assignment, --out is not given"),
+    "no budget": (("--server", "h:1", "--state", "s"), "give exactly one"),
+    "no address": (("--server", "h", "--state", "s", "--keep-ratio", "1"), "it is HOST:PORT"),
+    "impatient": (
+        ("--server", "h:1", "--state", "s", "--keep-ratio", "1", "--patience", "-1"),
+        "the patience is -1.0 seconds",
+    ),
+    "a token in the clear": (
+        ("--server", "h:1", "--state", "s", "--keep-ratio", "1", "--insecure"),
+        "everybody on the way to h:1 reads the token",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG.values(), ids=WRONG)
+def test_what_does_not_go_together_is_told(client, images, monkeypatch, words, sentence):
+    monkeypatch.setenv("MASKVOTE_TOKEN", "mv_secret")
+    status, _, told = client("adapt", "--data", images, *words)
+    assert (status, sentence in told) == (2, True), told
+    assert "mv_secret" not in told
+
+
+def test_a_budget_too_small_is_refused_before_anything_is_computed(
+    client, library, weights, images, monkeypatch
+):
+    def never(self, index):
+        raise AssertionError("an image is read")
+
+    monkeypatch.setattr(FileImages, "_read", never)
+    with running_server(library, weights) as port:
+        for small in ({"keep_ratio": 1e-9}, {"keep_ratio": None, "parameters": 10}):
+            status, _, told = client(*through(port, data=images, state=f"s{len(small)}", **small))
+            assert status == 2
+            assert re.search(r"the smallest sub-network .* ask for at least", told), told
+    assert library.statistics().unanswered == 0
+
+
+def test_other_classes_than_were_described_are_refused(client, library, weights, images, tmp_path):
+    mine = Path(shutil.copytree(images, tmp_path / "mine"))
+    with running_server(library, weights) as port:
+        assert client(*through(port, "describe", data=mine, state="state"))[0] == 0
+        for part in ("train", "val"):
+            (mine / part / "class2").rename(mine / part / "cats")
+        status, _, told = client(*through(port, data=mine))
+    assert status == 2
+    assert "begun with classes class0, class1, class2, now it is cats, class0, class1" in told
+    assert library.statistics().unanswered == 0
+
+
+def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(
+    client, library, weights, images, tmp_path, monkeypatch
+):
+    draw_images(tmp_path / "mine", classes=2)
+    with running_server(library, weights) as port:
+        assert client(*through(port, "describe", data="mine", state=tmp_path / "state"))[0] == 0
+        monkeypatch.chdir(images.parent)
+        status, _, told = client(*through(port, data="mine", state=tmp_path / "state"))
+        assert status == 2
+        assert f"data {tmp_path / 'mine'}, now it is {images}" in told
+        assert client(*through(port, data=tmp_path / "mine", state=tmp_path / "state"))[0] == 0
