@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from common.backbone import Backbone
-from common.errors import InputError, TaskDataError, UnsupportedModel, WeightsError
+from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import Data, read_whole, write_whole
 from common.rebuild import rebuild
+from common.task_data import check_class_names
 from common.tensor_file import read_tensors, write_tensors
 
 OPSET = 18
@@ -57,25 +58,12 @@ class SavedNetwork:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        wrong = [name for name in self.classes if not _is_a_line(name)]
-        twice = sorted({name for name in self.classes if self.classes.count(name) > 1} - {*wrong})
-        if wrong or twice or not self.classes:
-            raise TaskDataError(
-                f"class names {[*wrong, *twice][:3]} of {len(self.classes)} cannot be kept with the "
-                "network; each is one line of text, and no two are the same: rename those"
-            )
+        check_class_names(self.classes)
 
     @property
     def header(self) -> dict[str, str]:
         """What both formats say of the network, beside its tensors."""
         return {"backbone": self.backbone.to_json(), "classes": "\n".join(self.classes)}
-
-
-def _is_a_line(name: object) -> bool:
-    try:
-        return isinstance(name, str) and name.encode().count(b"\n") == 0 and name.strip() != ""
-    except UnicodeEncodeError:  # a file name that is no text
-        return False
 
 
 def save_network(path: Path, network: nn.Module, backbone: Backbone, classes: Sequence[str]) -> None:
@@ -256,7 +244,7 @@ def _difference(data: bytes, saved: SavedNetwork) -> float:
 def _attention_written_out(network: nn.Module) -> Iterator[None]:
     """timm's attention as two products and a softmax: fused, the exporter knows it in 4 dimensions only.
 
-    Swin, Hiera and others have 5, one for the windows.
+    Twins, Hiera and others have 5, one for the windows.
     """
     fused = [module for module in network.modules() if getattr(module, "fused_attn", False) is True]
     try:

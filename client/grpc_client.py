@@ -100,6 +100,7 @@ class RemoteCoordinator:
         self._transfer = transfer
         self._channel = connection.open(*CHANNEL_OPTIONS)
         self._welcome: tuple[bytes, Terms, Structure] | None = None
+        self._offer: Offer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -117,15 +118,17 @@ class RemoteCoordinator:
         return self._welcomed()[1]
 
     def offer(self) -> Offer:
-        """What the device needs before it asks.
+        """What the device needs before it asks; it is fetched once.
 
         MismatchError, before the probe is downloaded, if its backbone is another timm's than the one
         installed, or another one than `known`.
         """
-        message, _, _ = self._welcomed()
-        with self._download("probe", "probe") as download:
-            self._fetch("FetchProbe", encode_fetch_probe, download, announced_probe(message))
-            return decode_offer(message, download.read())
+        if self._offer is None:
+            message, _, _ = self._welcomed()
+            with self._download("probe", "probe") as download:
+                self._fetch("FetchProbe", encode_fetch_probe, download, announced_probe(message))
+                self._offer = decode_offer(message, download.read())
+        return self._offer
 
     def assign(self, task: TaskDescription) -> Assignment:
         """A sub-network within the budget; asked again, the download goes on where it stopped."""

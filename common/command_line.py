@@ -90,7 +90,7 @@ def show(
     console.print(_plain(title), style="bold", highlight=False)
     console.print(table)
     if caption is not None:
-        console.print(caption, style="dim", highlight=False)
+        console.print(_plain(caption), style="dim", highlight=False)
 
 
 def _plain(cell: object) -> Text:

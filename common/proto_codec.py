@@ -274,8 +274,8 @@ def signature_in(parsed: pb.Signature) -> TaskSignature:
     if classes > MAX_CLASSES or not 1 <= width <= MAX_WIDTH or not whole:
         raise SignatureError(
             f"the means of {classes} classes, {width} wide, are {size} bytes; they are two a feature, "
-            f"of at most {MAX_CLASSES} classes, {MAX_WIDTH} wide, {MAX_MEANS_BYTES:,} bytes in all: compute "
-            "it again"
+            f"of at most {MAX_CLASSES} classes, {MAX_WIDTH} wide, {MAX_MEANS_BYTES:,} bytes in all: "
+            "compute it again"
         )
     means = np.frombuffer(parsed.means, HALF).reshape(classes, width).astype(np.float16)
     probe = hexadecimal(parsed.probe_digest, DIGEST_BYTES, "probe's digest")

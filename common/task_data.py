@@ -36,7 +36,10 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A device's classification problem. `train` and `evaluation` share no image."""
+    """A device's classification problem. `train` and `evaluation` share no image.
+
+    Raises TaskDataError for fewer than two classes, or one without images, and as `check_class_names`.
+    """
 
     classes: tuple[str, ...]
     train: LabelledImages
@@ -48,12 +51,31 @@ class Task:
                 f"a task of {len(self.classes)} class ({', '.join(self.classes)}): there is nothing "
                 "to tell apart; give images of at least two classes"
             )
+        check_class_names(self.classes)
         counts = torch.bincount(self.train.labels, minlength=len(self.classes))
         lacking = [self.classes[k] for k in torch.nonzero(counts == 0).flatten().tolist()]
         if lacking:
             raise TaskDataError(f"no training image of class {', '.join(lacking)}; add some")
         if not len(self.evaluation):
             raise TaskDataError("no image judges the network; add some to val/, or leave val/ out")
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """Raise TaskDataError for names that no file can hold: empty, of several lines, no text, or twice."""
+    wrong = [name for name in classes if not _is_a_line(name)]
+    twice = sorted({name for name in classes if classes.count(name) > 1} - {*wrong})
+    if wrong or twice or not classes:
+        raise TaskDataError(
+            f"class names {[*wrong, *twice][:3]} of {len(classes)} cannot be kept with the network; each "
+            "is one line of text, and no two are the same: rename those"
+        )
+
+
+def _is_a_line(name: object) -> bool:
+    try:
+        return isinstance(name, str) and name.encode().count(b"\n") == 0 and name.strip() != ""
+    except UnicodeEncodeError:  # a file name that is no text
+        return False
 
 
 class _Normalise:
@@ -259,7 +281,10 @@ def load_torchvision(name: str, root: Path, backbone: Backbone, *, download: boo
         parts.append(part)
     train, evaluation = (_decoded(part, backbone) for part in parts)
     count = 1 + int(torch.cat([train.labels, evaluation.labels]).max())
-    return Task(tuple(getattr(parts[0], "classes", None) or map(str, range(count))), train, evaluation)
+    names = getattr(parts[0], "classes", None) or range(count)
+    # ImageNet's classes have several names each.
+    classes = tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)
+    return Task(classes, train, evaluation)
 
 
 def _decoded(part: Sequence[tuple[Image.Image, int]], backbone: Backbone) -> PixelImages:

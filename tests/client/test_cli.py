@@ -12,6 +12,7 @@ from conftest import draw_images
 from grpc_server import PLENTY, running_server
 
 from client.cli import main
+from client.outcome import tell
 from common.proto_codec import decode_task_description
 from common.task_data import FileImages
 from server import tokens
@@ -208,3 +209,12 @@ def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(
         assert status == 2
         assert f"data {tmp_path / 'mine'}, now it is {images}" in told
         assert client(*through(port, data=tmp_path / "mine", state=tmp_path / "state"))[0] == 0
+
+
+def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
+    facts = {
+        "request": "a", "neighbours": 1, "units": 2, "of": 3, "parameters": 4, "accuracy": {"0": 0.5},
+        "seconds": {"fit": 1.0}, "bytes_up": 5,
+    }  # fmt: skip
+    tell(facts, "stored as entry [/bold]\x1b[2J[red]", as_json=False)
+    assert "stored as entry [/bold]\ufffd[2J[red]" in capsys.readouterr().out

@@ -292,7 +292,7 @@ class Undecided(Noisy):
 def test_a_graph_that_does_not_give_torchs_logits_is_not_left(tiny, tmp_path, capfd, kind, reason):
     file = tmp_path / "network.onnx"
     file.write_bytes(b"what was there before")
-    strange = SavedNetwork(kind(tiny.network), tiny.backbone, tiny.classes)
+    strange = SavedNetwork(kind(tiny.network).eval(), tiny.backbone, tiny.classes)
     with pytest.raises(UnsupportedModel, match=reason) as raised:
         export_onnx(file, strange)
     assert "safetensors" in str(raised.value)

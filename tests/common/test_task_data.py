@@ -266,3 +266,14 @@ def test_without_a_network_the_download_is_refused_with_what_to_do(tmp_path, bac
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(TaskDataError, match=r"CIFAR10 can neither be read from .*refused.*download it"):
         load_torchvision("CIFAR10", tmp_path, backbone)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", " ", "no text \udcff"])
+def test_class_names_that_no_file_can_hold_are_told_before_anything_is_computed(tmp_path, backbone, name):
+    draw_folder = tmp_path / "train"
+    for folder in ("plain", name):
+        (draw_folder / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(draw_folder / folder / f"{number}.png")
+    with pytest.raises(TaskDataError, match="each is one line of text"):
+        load_folder(tmp_path, backbone)

@@ -126,7 +126,9 @@ def test_a_damaged_entry_is_in_no_list_and_the_others_are(source):
 
 
 def test_statistics_are_counts_and_means_over_what_votes(source):
-    """Devices 1, 3 and 4 gained from 0.1 to n / (n + 1); the seed from 0.2 to 0.9."""
+    """Devices 1, 3, 4 and 6 gained from 0.1 to n / (n + 1); the seed from 0.2 to 0.9."""
+    source.remove(request_id(4), "boss", "a fish")
+    source.restore(request_id(4), "boss", "a bird")
     source.assigned(replace(stored_assignment(source.offer, 6), contributor="device-1"))
     source.record(contribution(source.offer, 6))
     statistics = source.statistics()

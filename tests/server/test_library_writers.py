@@ -8,7 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event
 
+import pytest
 from library_tasks import (
     WEIGHTS_DIGEST,
     adapt,
@@ -21,6 +23,7 @@ from library_tasks import (
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
+from common.errors import InputError
 from common.exchange import Neighbour, Receipt
 from server import tokens
 from server.library import Library, StoredAssignment
@@ -83,6 +86,28 @@ def test_one_request_from_many_threads_has_one_answer_and_one_row(library, offer
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(ask, range(16)))
     assert set(answers) == {(library.assignment_of(request_id(1)), Receipt(request_id(1), 1))}
+    assert len(library) == 1
+
+
+def test_of_two_contributions_to_one_request_at_the_same_moment_the_first_stays(library, offer):
+    """All are read as new, as another writer holds them up; then one is stored, and another refused."""
+    library.assigned(stored_assignment(offer, 1))
+    held, released = Event(), Event()
+    with ThreadPoolExecutor(4) as threads:
+        threads.submit(library.file.write, lambda connection: (held.set(), released.wait()))
+        held.wait()
+        given = [contribution(offer, 1), contribution(offer, 1), contribution(offer, 1, draw=1)]
+        answers = [threads.submit(library.record, one) for one in given[:2]]
+        while len(library.file._writes._waiting) < 2:
+            pass
+        late = threads.submit(library.record, given[2])
+        while len(library.file._writes._waiting) < 3:
+            pass
+        released.set()
+        assert [answer.result() for answer in answers] == [Receipt(request_id(1), 1)] * 2
+        with pytest.raises(InputError, match="the first stays"):
+            late.result()
+    assert library.entry(request_id(1)).mask == given[0].mask
     assert len(library) == 1
 
 
