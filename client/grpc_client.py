@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -210,17 +211,14 @@ class RemoteCoordinator:
         call = self._channel.unary_stream(_path(method))(
             request(download.resume), metadata=self._connection.metadata
         )
-        try:
-            with _cancelled_when_stalled(call, self._stalled_seconds) as messages:
-                announced, offset = decode_announcement(next(messages, b""))
-                if expected is not None and announced != expected:
-                    raise MismatchError(
-                        f"the server announces a file of sha256 {announced.sha256}, and offered "
-                        f"{expected.sha256}; fetch the offer again"
-                    )
-                download.take(announced, offset, map(decode_part, messages))
-        finally:
-            call.cancel()
+        with _messages(call, self._stalled_seconds) as messages:
+            announced, offset = decode_announcement(next(messages, b""))
+            if expected is not None and announced != expected:
+                raise MismatchError(
+                    f"the server announces a file of sha256 {announced.sha256}, and offered "
+                    f"{expected.sha256}; fetch the offer again"
+                )
+            download.take(announced, offset, map(decode_part, messages))
         return announced
 
     def _ask(self, method: str, message: bytes) -> bytes:
@@ -269,30 +267,46 @@ def _offered(message: bytes) -> tuple[maskvote_pb2.Offer, Structure]:
 
 
 @contextmanager
-def _cancelled_when_stalled(call: Any, seconds: float) -> Iterator[Iterator[bytes]]:
-    """The messages of a call, which is cancelled when none comes for so long."""
-    moved, ended = threading.Event(), threading.Event()
+def _messages(call: Any, stalled_seconds: float) -> Iterator[Iterator[bytes]]:
+    """The messages of a call, each received while the one before is worked on; it ends with the context.
 
-    def watch() -> None:
-        while moved.wait(seconds):
-            moved.clear()
-            if ended.is_set():
-                return
-        call.cancel()
+    Raises what the call does, and cancels it when nothing comes for so long.
+    """
+    received: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=1)
+
+    def receive() -> None:
+        try:
+            for message in call:
+                received.put(message)
+            received.put(None)
+        except Exception as error:
+            received.put(error)
 
     def messages() -> Iterator[bytes]:
-        for message in call:
-            moved.set()
+        while (message := _next(received, call, stalled_seconds)) is not None:
+            if isinstance(message, Exception):
+                raise message
             yield message
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    receiver = threading.Thread(target=receive, daemon=True)
+    receiver.start()
     try:
         yield messages()
     finally:
-        ended.set()
-        moved.set()
-        watcher.join()
+        call.cancel()
+        while receiver.is_alive():
+            with suppress(queue.Empty):
+                received.get(timeout=0.01)
+
+
+def _next(
+    received: queue.Queue[bytes | Exception | None], call: Any, stalled_seconds: float
+) -> bytes | Exception | None:
+    try:
+        return received.get(timeout=stalled_seconds)
+    except queue.Empty:
+        call.cancel()
+        return received.get()
 
 
 def _path(method: str) -> str:

@@ -111,16 +111,17 @@ class State:
         os.close(self._lock)
 
     def remember(self, **settings: Setting) -> None:
-        """Remember what is asked for. InputError if something else was before, naming both."""
-        known = self._json(SETTINGS, lambda text: dict(text))
+        """Remember what is asked for. InputError if something else is requested already, naming both."""
+        known = self._json(SETTINGS, lambda text: dict(text)) or {}
+        begun = (self.directory / REQUEST).exists()
         for name, value in settings.items():
-            if known is not None and name in known and known[name] != value:
+            if begun and name in known and known[name] != value:
                 raise InputError(
                     f"{self.directory} was begun with {name.replace('_', ' ')} {_shown(known[name])}, now"
                     f" it is {_shown(value)}; give what it was begun with, or another --state"
                 )
-        if {**(known or {}), **settings} != known:
-            self._write_json(SETTINGS, {**(known or {}), **settings})
+        if {**known, **settings} != known:
+            self._write_json(SETTINGS, {**known, **settings})
 
     @property
     def offer(self) -> Offer | None:

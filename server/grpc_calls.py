@@ -186,6 +186,8 @@ class Calls(grpc.GenericRpcHandler):
         except asyncio.CancelledError:
             status = StatusCode.CANCELLED
             raise
+        except grpc.aio.BaseError:  # there is nobody any more to read from or to write to
+            status = StatusCode.CANCELLED
         except Exception:
             status = StatusCode.INTERNAL
             error = MaskvoteError(f"a fault of the server; its log has it as call {facts['call']}")

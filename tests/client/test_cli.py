@@ -172,7 +172,7 @@ def test_what_does_not_go_together_is_told(client, images, monkeypatch, words, s
 
 
 def test_a_budget_too_small_is_refused_before_anything_is_computed(
-    client, library, weights, images, monkeypatch
+    client, library, weights, images, tmp_path, monkeypatch
 ):
     def never(self, index):
         raise AssertionError("an image is read")
@@ -180,10 +180,13 @@ def test_a_budget_too_small_is_refused_before_anything_is_computed(
     monkeypatch.setattr(FileImages, "_read", never)
     with running_server(library, weights) as port:
         for small in ({"keep_ratio": 1e-9}, {"keep_ratio": None, "parameters": 10}):
-            status, _, told = client(*through(port, data=images, state=f"s{len(small)}", **small))
+            status, _, told = client(*through(port, data=images, **small))
             assert status == 2
             assert re.search(r"the smallest sub-network .* ask for at least", told), told
-    assert library.statistics().unanswered == 0
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        assert library.statistics().unanswered == 0
+        assert client(*through(port, data=images))[0] == 0
 
 
 def test_other_classes_than_were_described_are_refused(client, library, weights, images, tmp_path):

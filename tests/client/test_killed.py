@@ -124,7 +124,7 @@ def test_a_device_killed_after_every_step_and_its_server_too(
 
 
 def test_a_device_killed_at_any_time(library, weights, images, tmp_path, port, undisturbed):
-    device, seconds, kills = Device(tmp_path, images, port), 0.15, 0
+    device, seconds, kills = Device(tmp_path, images, port), 0.02, 0
     while not device.runs_within(seconds):
         seconds *= 1.3
         kills += 1

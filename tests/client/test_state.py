@@ -112,6 +112,16 @@ def test_something_else_than_it_was_begun_with_is_refused_and_both_are_named(dir
         state.remember(data="mine", seed=1)
 
 
+def test_as_long_as_nothing_is_asked_another_thing_may_be(tmp_path, done):
+    with State(tmp_path / "state") as state:
+        state.remember(keep_ratio=1e-9)
+        state.keep(done["offer"])
+        state.remember(keep_ratio=0.3)
+        state.keep(done["description"])
+        with pytest.raises(InputError, match=r"keep ratio 0\.3, now it is 1e-09"):
+            state.remember(keep_ratio=1e-9)
+
+
 @pytest.mark.parametrize("content", [b"", b"no file of ours", None], ids=["empty", "text", "cut short"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_named_and_the_others_stay(directory, name, content):

@@ -49,7 +49,7 @@ from common.proto_codec import (
     encode_task_description,
     with_subnetwork,
 )
-from server import grpc_calls, tokens
+from server import grpc_calls, grpc_service, tokens
 from server.coordinator import Coordinator
 from server.library import Library
 from server.serving import ServeSettings, Tls
@@ -436,6 +436,24 @@ def test_a_fault_of_the_server_is_told_by_its_name_in_the_log_alone(library, wei
     name = trailing(refused)[grpc_calls.CALL]
     assert name in refused.details()
     assert name in {line.get("call") for line in log if line["event"] == "fault"}
+
+
+def test_a_receiver_that_leaves_in_the_middle_is_no_fault(library, weights, request_message, monkeypatch):
+    """Also when it is gone before the server writes to it, and does not know yet."""
+    monkeypatch.setattr(grpc_service, "PART_BYTES", 4096)
+    path = full_name(DEVICES.methods_by_name["FetchSubNetwork"])
+    with structlog.testing.capture_logs() as log, connected(library, weights) as device:
+        device.call("Assign", request_message)
+        for parts in range(1, 30):
+            call = device._channel.unary_stream(path)(encode_fetch_subnetwork(REQUEST_ID, None))
+            for _ in range(parts):
+                next(call)
+            call.cancel()
+        assert device.call("GetOffer")
+    fetched = [line["status"] for line in log if line.get("method") == "FetchSubNetwork"]
+    assert len(fetched) == 29
+    assert set(fetched) <= {"OK", "CANCELLED"}
+    assert "fault" not in {line["event"] for line in log}
 
 
 def test_every_call_is_a_line_of_the_log_with_request_caller_status_and_bytes(
