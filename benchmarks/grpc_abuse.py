@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -133,7 +134,8 @@ class SlowConnection:
             self.alive = False
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, and refuse what is on its way."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
 
