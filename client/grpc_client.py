@@ -66,6 +66,8 @@ CHANNEL_OPTIONS = (
 
 AGAIN = {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
 """Statuses after which the same call may succeed."""
+BROKEN = {StatusCode.INTERNAL, StatusCode.UNKNOWN}
+"""Statuses after which it may, unless they are the server's own: what a proxy says that lost it."""
 
 Transfer = Callable[[str, int, int], None]
 """Called with what is downloaded ("probe" or "network"), the bytes that are there, and those in all."""
@@ -247,7 +249,8 @@ class RemoteCoordinator:
         address, status = self._connection.address, error.code()
         refusal = refusal_of(error, address)
         own = any(name == ERROR_KIND for name, _ in error.trailing_metadata() or ())
-        if not (status in AGAIN or (own and isinstance(refusal, UnavailableError))):
+        broken = status in BROKEN and not own
+        if not (status in AGAIN or broken or (own and isinstance(refusal, UnavailableError))):
             raise refusal from error
         if status is StatusCode.CANCELLED:
             return UnavailableError(f"{address} sent nothing for {self._stalled_seconds:g} seconds")

@@ -41,6 +41,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -76,3 +77,12 @@ def rest_of(file: BinaryIO) -> memoryview:
     if read != size or file.read(1):
         raise InputError(f"{file.name} is not the {size:,} bytes that it was; read it when it is written")
     return data
+
+
+def sync_directory(path: Path) -> None:
+    """Put the names of a directory's files on the disk: a file that was moved there stays."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

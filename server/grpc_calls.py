@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from grpc import StatusCode
 
 from common.errors import InputError, MaskvoteError, UnavailableError
 from common.exchange import Limits
-from common.grpc_codec import full_name, status_of, trailing_metadata
+from common.grpc_codec import AUTHORIZATION, full_name, status_of, trailing_metadata
 from server.access import Access, check_role
 from server.metrics import Metrics
 from server.tokens import Caller, Role
@@ -31,13 +32,13 @@ CALL = "maskvote-call"
 """Trailing metadata: the call's name in the server's log."""
 
 MAX_WAITING = 512
-"""Jobs that wait for a worker; whoever comes then is told to come again."""
+"""Jobs that workers have to do; whoever comes then is told to come again."""
 
 STALLED_SECONDS = 600
 """How long a receiver may take for one part of a payload: half a kilobyte a second is enough."""
 
-MAX_DETAILS_CHARACTERS = 2000
-"""Of an error's sentence: it travels in a header of 8 kB."""
+MAX_DETAILS_BYTES = 2000
+"""Of an error's sentence: it travels in a header of 8 kB, three characters for each byte."""
 
 Result = TypeVar("Result")
 
@@ -133,6 +134,7 @@ class Calls(grpc.GenericRpcHandler):
 
     access: Access
     limits: Limits
+    doorkeepers: Workers
     workers: Workers
     metrics: Metrics
     methods: Mapping[str, Method] = field(default_factory=dict)
@@ -191,20 +193,22 @@ class Calls(grpc.GenericRpcHandler):
         except Exception:
             status = StatusCode.INTERNAL
             error = MaskvoteError(f"a fault of the server; its log has it as call {facts['call']}")
-            logger.exception("fault", **facts)
+            with suppress(OSError, ValueError):
+                logger.exception("fault", **facts)
         finally:
             seconds = time.perf_counter() - began
             received, sent = (call.received, call.sent) if call is not None else (0, 0)
             self.metrics.ended(name, status.name, seconds, received, sent)
-            logger.info(
-                "call",
-                **facts,
-                status=status.name,
-                milliseconds=round(1000 * seconds, 2),
-                received=received,
-                sent=sent,
-                **({} if error is None else {"error": str(error)}),
-            )
+            with suppress(OSError, ValueError):  # a log that cannot be written ends no call
+                logger.info(
+                    "call",
+                    **facts,
+                    status=status.name,
+                    milliseconds=round(1000 * seconds, 2),
+                    received=received,
+                    sent=sent,
+                    **({} if error is None else {"error": str(error)}),
+                )
         if error is not None:
             trailing = ((CALL, facts["call"]), *trailing_metadata(error))
             await context.abort(status, _details(error), trailing)
@@ -212,7 +216,9 @@ class Calls(grpc.GenericRpcHandler):
     async def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
         metadata = dict(context.invocation_metadata() or ())
         names = context.auth_context().get("x509_common_name", ())
-        return await self.workers.run(self.access.caller, metadata, list(names))
+        if AUTHORIZATION not in metadata:
+            return self.access.caller(metadata, list(names))
+        return await self.doorkeepers.run(self.access.caller, metadata, list(names))
 
 
 def _host(peer: str) -> str:
@@ -222,4 +228,5 @@ def _host(peer: str) -> str:
 
 def _details(error: MaskvoteError) -> str:
     """An error's sentence as a header may carry it: gRPC drops a call whose headers are too large."""
-    return "".join(c if c.isprintable() else " " for c in str(error))[:MAX_DETAILS_CHARACTERS]
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return text.encode()[:MAX_DETAILS_BYTES].decode(errors="ignore")

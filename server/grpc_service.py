@@ -28,7 +28,7 @@ from common.proto_codec import (
 )
 from common.structure import Structure
 from server.coordinator import Coordinator
-from server.grpc_calls import Call, Method, unary
+from server.grpc_calls import Call, Method, Workers, unary
 from server.spool import Spool
 
 PROBE = "probe"
@@ -39,10 +39,16 @@ class DeviceService:
     """Serves devices from one coordinator; files that are sent lie in the spool."""
 
     def __init__(
-        self, coordinator: Coordinator, weights_digest: str, spool: Spool, limits: Limits
+        self,
+        coordinator: Coordinator,
+        weights_digest: str,
+        spool: Spool,
+        limits: Limits,
+        cutters: Workers,
     ) -> None:
         self._coordinator = coordinator
         self._spool = spool
+        self._cutters = cutters
         offer = coordinator.offer()
         message, self._probe = encode_offer(offer)
         self._structure = offer.structure
@@ -58,7 +64,7 @@ class DeviceService:
     def methods(self) -> list[Method]:
         """The methods of the service."""
         serving = {
-            "GetOffer": unary(self._get_offer),
+            "GetOffer": self._get_offer,
             "FetchProbe": self._fetch_probe,
             "Assign": unary(self._assign),
             "FetchSubNetwork": self._fetch_subnetwork,
@@ -66,8 +72,9 @@ class DeviceService:
         }
         return [Method(DEVICES.methods_by_name[name], "device", serve) for name, serve in serving.items()]
 
-    def _get_offer(self, message: bytes, call: Call) -> bytes:
-        return self._welcome
+    async def _get_offer(self, call: Call) -> None:
+        await call.message()
+        await call.send(self._welcome)
 
     def _assign(self, message: bytes, call: Call) -> bytes:
         task = decode_task_description(message)
@@ -86,13 +93,13 @@ class DeviceService:
     async def _fetch_subnetwork(self, call: Call) -> None:
         request_id, resume = decode_fetch_subnetwork(await call.message())
         call.facts["request"] = request_id
-        choice = await call.workers.run(self._coordinator.chosen, request_id, call.caller.name)
+        choice = await self._cutters.run(self._coordinator.chosen, request_id, call.caller.name)
         key = choice.mask.pack().hex()
         await self._send(call, resume, key, lambda: self._coordinator.cut(choice.mask).to_bytes())
 
     async def _send(self, call: Call, resume: Resume | None, key: str, make: Callable[[], Data]) -> None:
         """Send a payload in parts, from where its receiver has got to."""
-        with await call.workers.run(self._spool.open, key, make) as payload:
+        with await self._cutters.run(self._spool.open, key, make) as payload:
             announced = payload.announced
             offset = _start(announced, resume)
             await call.send(encode_announcement(announced, offset))

@@ -15,6 +15,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, QueuePool
 
 from common.errors import LibraryError
+from common.files import sync_directory
 from server.write_queue import WriteQueue, database_of
 
 Result = TypeVar("Result")
@@ -192,12 +193,3 @@ def check_is_file(path: Path) -> None:
         raise LibraryError(f"there is no library {path}; create it, or check the path")
     if not path.is_file() or path.stat().st_size == 0:
         raise LibraryError(f"{path} is no library but a directory, or empty; {RESTORE}")
-
-
-def sync_directory(path: Path) -> None:
-    """Put the names of a directory's files on the disk: a file that was moved there stays."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

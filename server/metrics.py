@@ -11,8 +11,10 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from common.errors import LibraryError
 from server.entries import Statistics
 
+UP = "Whether the library can be read."
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 
 
@@ -61,7 +63,12 @@ class _LibraryCollector:
         self._statistics = statistics
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        statistics = self._statistics()
+        try:
+            statistics = self._statistics()
+        except LibraryError:
+            yield GaugeMetricFamily("maskvote_library_up", UP, value=0)
+            return
+        yield GaugeMetricFamily("maskvote_library_up", UP, value=1)
         for name, text, value in (
             ("entries_voting", "Entries that vote.", statistics.voting),
             ("entries_removed", "Entries that were removed.", statistics.removed),

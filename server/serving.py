@@ -7,14 +7,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import structlog
-from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
@@ -29,6 +28,7 @@ from server.access import Access
 from server.coordinator import Coordinator, VotingSettings
 from server.grpc_calls import Calls, Workers
 from server.grpc_service import DeviceService
+from server.health import Health
 from server.library import Library
 from server.metrics import Metrics
 from server.operator_codec import OPERATORS
@@ -40,6 +40,10 @@ SERVICES = (DEVICES, OPERATORS)
 
 WORKERS = 16
 """Threads, most of which wait for the disk: writers that wait together share one sync of it."""
+DOORKEEPERS = 4
+"""Threads that find out who calls: that never waits for those who write."""
+CUTTERS = 4
+"""Threads that cut networks, and wait for others that cut the same."""
 GRACE_SECONDS = 30
 MAX_FILES = 16_384
 
@@ -108,7 +112,7 @@ class Tls:
 class ServeSettings:
     """Where the server listens, whom it lets in, and how much of anything it takes.
 
-    Raises InputError for an address beyond this machine without TLS, unless it is `insecure`, and for
+    Unless it is `insecure`, raises InputError for an address beyond this machine without TLS, and for
     letting in anybody there.
     """
 
@@ -156,14 +160,19 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
     )
     metrics = Metrics(library.statistics)
     spool = Spool(settings.spool)
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="maskvote") as executor:
-        workers = Workers(executor)
-        calls = Calls(access, settings.limits, workers, metrics)
-        devices = DeviceService(coordinator, library.weights_digest, spool, settings.limits)
+    with ExitStack() as threads:
+
+        def workers(count: int) -> Workers:
+            return Workers(threads.enter_context(ThreadPoolExecutor(count)))
+
+        calls = Calls(access, settings.limits, workers(DOORKEEPERS), workers(WORKERS), metrics)
+        devices = DeviceService(
+            coordinator, library.weights_digest, spool, settings.limits, workers(CUTTERS)
+        )
         calls.add(*devices.methods(), *OperatorService(library).methods())
         server = grpc.aio.server(options=_options())
         server.add_generic_rpc_handlers((calls,))
-        healthy = await _add_health_and_reflection(server)
+        health = _add_health_and_reflection(server)
         port = _listen(server, settings)
         stop_metrics = _serve_metrics(settings.metrics_address, metrics)
         try:
@@ -173,7 +182,7 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
                 yield port
             finally:
                 logger.info("stopping", grace_seconds=settings.grace_seconds)
-                await healthy.enter_graceful_shutdown()
+                health.end()
                 await server.stop(settings.grace_seconds)
         finally:
             stop_metrics()
@@ -212,14 +221,12 @@ def _listen(server: grpc.aio.Server, settings: ServeSettings) -> int:
     return port
 
 
-async def _add_health_and_reflection(server: grpc.aio.Server) -> health.aio.HealthServicer:
+def _add_health_and_reflection(server: grpc.aio.Server) -> Health:
     names = [service.full_name for service in SERVICES]
-    healthy = health.aio.HealthServicer()
-    for name in names:
-        await healthy.set(name, HealthCheckResponse.SERVING)
-    add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    return healthy
+    health = Health(names)
+    add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection([*names, HEALTH, reflection.SERVICE_NAME], server)
+    return health
 
 
 def _serve_metrics(address: str | None, metrics: Metrics) -> Callable[[], None]:

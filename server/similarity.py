@@ -25,6 +25,10 @@ class Similarity(Protocol):
         """All entries in the order they were added, and a new float64 (entries,) in [0, 1]."""
 
 
+BLOCK_COSINES = 2**22
+"""Cosines that are held at one time: 16 MiB of them."""
+
+
 class ClassStatistics:
     """Cosine similarity of centred class means, each class matched with the other task's nearest.
 
@@ -55,12 +59,24 @@ class ClassStatistics:
         """All entries, in the order they were added, and how near each is to the task."""
         if not self._entries:
             return [], np.empty(0)
-        cosines = self._rows[: self._starts[-1]] @ self._unit_rows(task).T
-        starts = self._starts[:-1]
-        sizes = np.diff(self._starts)
-        theirs = np.add.reduceat(cosines.max(1), starts) / sizes
+        own = self._unit_rows(task).T
+        edges = np.array(self._starts)
+        # So many entries at a time that their cosines with all own classes fit into little memory.
+        rows = max(1, BLOCK_COSINES // own.shape[1])
+        cuts = np.unique(np.searchsorted(edges[:-1], np.arange(0, edges[-2] + 1, rows)))
+        parts = [
+            self._block(edges[first : last + 1], own)
+            for first, last in zip(cuts, [*cuts[1:], len(edges) - 1], strict=True)
+        ]
+        return self._entries, np.clip(np.concatenate(parts), 0, 1).astype(np.float64)
+
+    def _block(self, edges: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """How near the task with these unit class means is to entries whose rows lie between edges."""
+        cosines = self._rows[edges[0] : edges[-1]] @ own
+        starts = edges[:-1] - edges[0]
+        theirs = np.add.reduceat(cosines.max(1), starts) / np.diff(edges)
         ours = np.maximum.reduceat(cosines, starts, axis=0).mean(1)
-        return self._entries, np.clip((theirs + ours) / 2, 0, 1).astype(np.float64)
+        return (theirs + ours) / 2
 
     def _unit_rows(self, signature: TaskSignature) -> np.ndarray:
         rows = signature.means.astype(np.float32) - self._center

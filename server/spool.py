@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 from common.errors import LibraryError
 from common.files import Data
@@ -26,6 +27,7 @@ class Payload:
     def __init__(self, data: Data) -> None:
         self.announced = Announced(len(data), hashlib.sha256(data).hexdigest())
         self.readers = 0
+        self.is_leaving = False
         self._data: memoryview | None = memoryview(data)
         self._file: FileIO | None = None
 
@@ -40,7 +42,7 @@ class Payload:
     @property
     def memory_bytes(self) -> int:
         """What it takes of memory."""
-        return 0 if self._data is None else self.announced.size
+        return 0 if self._data is None or self.is_leaving else self.announced.size
 
     def move_to_file(self, directory: Path) -> None:
         """Free its memory; the file has no name. OSError where it cannot be written."""
@@ -51,6 +53,13 @@ class Payload:
                 rest = rest[file.write(rest) :]
             self._file = FileIO(os.dup(file.fileno()))
         self._data = None
+
+
+class _Making:
+    """Who makes a payload, while others wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
 
 
 class Spool:
@@ -64,7 +73,7 @@ class Spool:
         self._directory = Path(tempfile.gettempdir() if directory is None else directory)
         self._memory_bytes = memory_bytes
         self._payloads: OrderedDict[str, Payload] = OrderedDict()
-        self._making: dict[str, Lock] = {}
+        self._making: WeakValueDictionary[str, _Making] = WeakValueDictionary()
         # A reading that is forgotten ends wherever the collector runs: maybe in here.
         self._lock = RLock()
 
@@ -75,21 +84,16 @@ class Spool:
         memory nor disk for it.
         """
         with self._lock:
-            making = self._making.setdefault(key, Lock())
-        try:
-            with making:
-                with self._lock:
-                    found = self._payloads.get(key)
-                    if found is not None:
-                        return self._read_by_one_more(key, found)
-                made = Payload(make())
-                with self._lock:
-                    self._make_room(made.memory_bytes)
-                    self._payloads[key] = made
-                    return self._read_by_one_more(key, made)
-        finally:
+            making = self._making.setdefault(key, _Making())
+        with making.lock:
             with self._lock:
-                self._making.pop(key, None)
+                if key in self._payloads:
+                    return self._read_by_one_more(key, self._payloads[key])
+            made = Payload(make())
+            self._make_room(made.memory_bytes)
+            with self._lock:
+                self._payloads[key] = made
+                return self._read_by_one_more(key, made)
 
     def _read_by_one_more(self, key: str, payload: Payload) -> Reading:
         self._payloads.move_to_end(key)
@@ -104,13 +108,23 @@ class Spool:
                 del self._payloads[key]
 
     def _make_room(self, needed: int) -> None:
+        with self._lock:
+            leaving = self._leaving(needed)
+        for payload in leaving:  # not under the lock: readers that end must not wait for the disk
+            self._move_to_file(payload)
+
+    def _leaving(self, needed: int) -> list[Payload]:
+        """Give up what nobody reads, and tell what is to move to files, until there is room."""
+        leaving: list[Payload] = []
         for key, payload in list(self._payloads.items()):
             if self.memory_bytes + needed <= self._memory_bytes:
-                return
+                break
             if not payload.readers:
                 self._payloads.pop(key, None)
             elif payload.memory_bytes:
-                self._move_to_file(payload)
+                payload.is_leaving = True
+                leaving.append(payload)
+        return leaving
 
     def _move_to_file(self, payload: Payload) -> None:
         try:
@@ -120,6 +134,8 @@ class Spool:
                 f"the spool {self._directory}: a network of {payload.announced.size:,} bytes cannot be "
                 f"written ({error.strerror or error}); free some space, then ask again"
             ) from error
+        finally:
+            payload.is_leaving = False
 
     @property
     def memory_bytes(self) -> int:

@@ -61,8 +61,9 @@ class Traffic:
     def _account(self, caller: str) -> _Account:
         account = self._accounts.setdefault(caller, _Account(self._limits.burst, self._clock()))
         self._accounts.move_to_end(caller)
-        while len(self._accounts) > MAX_CALLERS:
-            self._accounts.popitem(last=False)
+        if len(self._accounts) > MAX_CALLERS:
+            idle = (name for name, known in self._accounts.items() if not known.running)
+            self._accounts.pop(next(idle), None)
         return account
 
     def _charge(self, account: _Account) -> None:

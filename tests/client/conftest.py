@@ -30,7 +30,7 @@ def draw_images(folder: Path, classes: int = 3, train: int = 8, judging: int = 4
     return folder
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _servers_say_nothing():
     """What a server logs would stand among what a device says, as both are in this process."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

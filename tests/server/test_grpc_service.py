@@ -2,11 +2,12 @@
 
 import json
 import socket
+import sqlite3
 import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -302,6 +303,75 @@ def test_health_and_reflection_need_no_token(library, weights):
         assert {DEVICES.full_name, "maskvote.v1.Operators"} < set(reflected.get_services())
         found = reflected.FindFileContainingSymbol("maskvote.v1.TaskDescription")
         assert "request_id" in str(found)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_watcher_is_told_of_the_end_and_does_not_put_it_off(library, weights, deaf):
+    """One that takes nothing can be told nothing: it has as long as running calls have."""
+    grace, said = (2, []) if deaf else (60, [])
+    with running_server(library, weights, with_tokens(grace_seconds=grace)) as port:
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        watching = HealthStub(channel).Watch(HealthCheckRequest(service=""))
+        said.append(next(watching).status)
+        if deaf:
+            other = SlowConnection(f"127.0.0.1:{port}").speak()
+            other.ask("/grpc.health.v1.Health/Watch", b"")
+            time.sleep(0.2)
+        began = time.monotonic()
+    assert time.monotonic() - began < 20
+    said += [answer.status for answer in watching]
+    channel.close()
+    assert said == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING]
+
+
+def test_health_knows_its_services_alone_and_bears_only_so_many_watchers(library, weights, monkeypatch):
+    monkeypatch.setattr("server.health.MAX_WATCHERS", 2)
+    with running_server(library, weights) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = HealthStub(channel)
+        for method in (health.Check, lambda request: next(health.Watch(request))):
+            with pytest.raises(grpc.RpcError) as refused:
+                method(HealthCheckRequest(service="x" * 1000))
+            assert refused.value.code() is StatusCode.NOT_FOUND
+        watchers = [health.Watch(HealthCheckRequest(service="")) for _ in range(2)]
+        for watcher in watchers:
+            next(watcher)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(HealthCheckRequest(service="")))
+        assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def test_who_waits_for_a_locked_library_holds_up_nobody_else(library, weights, request_message):
+    """Sixteen assignments wait for the lock of another process, and the offer is still had at once."""
+    with connected(library, weights) as device, ThreadPoolExecutor(16) as threads:
+        device.call("GetOffer")
+        other = sqlite3.connect(library.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waiting = [threads.submit(device.call, "Assign", request_message) for _ in range(16)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        device.call("GetOffer")
+        took = time.monotonic() - began
+        assert not any(answer.done() for answer in waiting)
+        other.execute("ROLLBACK")
+        other.close()
+        assert len({answer.result() for answer in waiting}) == 1
+    assert took < 1
+
+
+def test_a_log_that_cannot_be_written_ends_no_call(library, weights, request_message):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    structlog.configure(processors=[full])
+    try:
+        with pytest.raises(OSError, match="No space"):
+            structlog.get_logger().info("anything")
+        with suppress(OSError), connected(library, weights) as device:
+            assert device.call("Assign", request_message)
+    finally:
+        structlog.reset_defaults()
 
 
 def test_devices_speak_tls_and_with_a_client_ca_show_who_they_are(

@@ -284,3 +284,22 @@ def test_leep_finds_the_task_whose_classes_are_the_same():
     assert list(np.argsort(-values)) == [0, 1, 2]
     assert ((values > 0) & (values <= 1)).all()
     assert [neighbour.entry for neighbour in index.nearest(task, 2)] == ["same", "half"]
+
+
+@pytest.mark.parametrize("cosines", [1, 7, 64, 10**6])
+def test_in_however_small_blocks_it_is_computed_the_similarities_are_the_same(monkeypatch, cosines):
+    generator = np.random.default_rng(0)
+
+    def signature(classes: int) -> TaskSignature:
+        means = generator.normal(size=(classes, 8)).astype(np.float16)
+        return TaskSignature("0" * 64, means, np.ones(classes, dtype=np.int32))
+
+    similarity = ClassStatistics(np.zeros(8))
+    for number in range(30):
+        similarity.add(str(number), signature(int(generator.integers(2, 12))))
+    task = signature(5)
+    entries, whole = similarity.to(task)
+    monkeypatch.setattr("server.similarity.BLOCK_COSINES", cosines)
+    again, in_blocks = similarity.to(task)
+    assert list(entries) == list(again)
+    np.testing.assert_allclose(in_blocks, whole, rtol=1e-6)
