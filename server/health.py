@@ -44,9 +44,10 @@ class Health(HealthServicer):
             )
         self._watchers += 1
         try:
-            await context.write(self._response())
-            if not self._ending.is_set():
-                await self._ending.wait()
+            told = self._response()
+            await context.write(told)
+            await self._ending.wait()
+            if told.status == HealthCheckResponse.SERVING:
                 await context.write(self._response())
         finally:
             self._watchers -= 1
