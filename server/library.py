@@ -137,8 +137,7 @@ class Library:
         description = assignment.description
         check_structure(assignment.mask, self.offer)
         self.offer.probe.check(description.signature)
-        values = assigned_values(assignment)
-        if self.file.write(lambda connection: connection.execute(ASSIGN, values).rowcount):
+        if self.file.write(partial(self._assign, assignment)):
             return assignment
         stored = self.assignment_of(description.request_id)
         if stored is not None:
@@ -149,6 +148,9 @@ class Library:
                 "stands for one task, method and budget; draw a new one"
             )
         return stored
+
+    def _assign(self, assignment: StoredAssignment, connection: Connection) -> bool:
+        return connection.execute(ASSIGN, assigned_values(assignment)).rowcount > 0
 
     def assignment_of(self, request_id: str) -> StoredAssignment | None:
         """What a request was assigned; None for one that never was, and for a seed."""
