@@ -10,6 +10,7 @@
     |   +-- UnsupportedModel     a timm model that is unknown or whose structure cannot be followed
     +-- MismatchError        both sides are sound but do not belong together (digests differ)      exit 3
     +-- LibraryError         the server's own store: damaged, locked, full, of another version     exit 4
+    |   +-- DamagedError         what is asked for is stored, and not as it was written
     +-- AccessError          who asks may not do this                                              exit 5
     |   +-- TokenError           who asks is not let in: no token, an unknown or a revoked one
     +-- UnavailableError     the server cannot be reached, or serves as many as it can             exit 6
@@ -66,6 +67,10 @@ class LibraryError(MaskvoteError):
     """The library file is damaged, locked, full, or of another version."""
 
     exit_status = 4
+
+
+class DamagedError(LibraryError):
+    """What is asked for is stored, and not as it was written: to ask again is of no use."""
 
 
 class AccessError(MaskvoteError):

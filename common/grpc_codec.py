@@ -14,6 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from common import errors, exchange
 from common.errors import (
     AccessError,
+    DamagedError,
     InputError,
     LibraryError,
     MaskvoteError,
@@ -50,6 +51,7 @@ STATUS_OF: dict[type[MaskvoteError], grpc.StatusCode] = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     MismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     LibraryError: grpc.StatusCode.UNAVAILABLE,
+    DamagedError: grpc.StatusCode.DATA_LOSS,
     TokenError: grpc.StatusCode.UNAUTHENTICATED,
     AccessError: grpc.StatusCode.PERMISSION_DENIED,
     UnavailableError: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -18,12 +18,13 @@ def check_structure(mask: Mask, offer: Offer) -> None:
         )
 
 
-def check_asker(request_id: str, asked_by: str, contributor: str) -> None:
-    """Raise AccessError if somebody else asked a request; "" is a caller that is unknown."""
-    if contributor and contributor != asked_by:
+def check_asker(request_id: str, asked_by: str, contributor: str | None) -> None:
+    """Raise AccessError if somebody else asked a request. None is the operator, "" any without a name."""
+    if contributor is not None and contributor != asked_by:
+        who = repr(contributor) if contributor else "a device without a name"
         raise AccessError(
-            f"request {request_id} was not assigned to {contributor!r}, and only who asked may go on "
-            "with it; use the token that it was asked with, or ask under a new request id"
+            f"request {request_id} was not assigned to {who}, and only who asked may go on with it; use "
+            "the token that it was asked with, or ask under a new request id"
         )
 
 

@@ -117,7 +117,7 @@ class Coordinator:
         """Vote, cut, send: a sub-network that the nearest tasks' masks chose, within the budget.
 
         The same request again gets the same answer. Errors as of `exchange.Coordinator`, and AccessError
-        if the request was assigned to another contributor; "" is one that is unknown.
+        if the request was assigned to another contributor; "" is one without a name.
         """
         choice = self.choose(task, contributor)
         return Assignment(**vars(choice), subnetwork=self.cut(choice.mask))
@@ -137,7 +137,7 @@ class Coordinator:
             voted = self._vote(task, neighbours, contributor)
         return self._library.assigned(voted).choice
 
-    def chosen(self, request_id: str, contributor: str = "") -> Choice:
+    def chosen(self, request_id: str, contributor: str | None = None) -> Choice:
         """What a request was assigned before. InputError if it never was, AccessError if to another."""
         stored = self._library.assignment_of(request_id)
         if stored is None:
@@ -184,7 +184,7 @@ class Coordinator:
     def _allot(self, budget: Budget, task: TaskDescription) -> Counts:
         return allot(self._offer.structure, budget, task.signature.classes)
 
-    def record(self, contribution: Contribution, contributor: str = "") -> Receipt:
+    def record(self, contribution: Contribution, contributor: str | None = None) -> Receipt:
         """Store a contribution; from the next `choose` on its task votes. Errors as `Library.record`."""
         return self._library.record(contribution, contributor)
 

@@ -158,12 +158,12 @@ class Library:
             row = row_of(connection, request_id)
         return None if row is None else assignment_of(row, self.offer)
 
-    def record(self, contribution: Contribution, contributor: str = "") -> Receipt:
+    def record(self, contribution: Contribution, contributor: str | None = None) -> Receipt:
         """Make a task an entry; the same contribution again gives the same receipt.
 
         Raises InputError for a request that was never assigned, for a mask that cannot come of what
         was, and for a contribution that differs from the stored one, which stays; AccessError if the
-        request is not this contributor's, unless that is ""; MismatchError for a mask of another
+        request is not this contributor's, unless that is None; MismatchError for a mask of another
         library.
         """
         check_structure(contribution.mask, self.offer)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import sqlalchemy
 from sqlalchemy import Connection, Engine, QueuePool
 
-from common.errors import LibraryError
+from common.errors import DamagedError, LibraryError
 from common.files import sync_directory
 from server.write_queue import WriteQueue, database_of
 
@@ -170,7 +170,7 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except DamagedRow as damage:
-        raise LibraryError(f"the library {path}: {damage}") from damage
+        raise DamagedError(f"the library {path}: {damage}") from damage
     except (sqlalchemy.exc.DBAPIError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
         name = getattr(cause, "sqlite_errorname", "")

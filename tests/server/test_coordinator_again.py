@@ -114,11 +114,20 @@ def test_only_who_asked_is_answered_again_and_may_contribute(coordinator, offer)
     assert coordinator.record(answer_to(first), "kitchen").entry == task.request_id
 
 
-def test_of_a_caller_that_is_not_known_nothing_is_asked(coordinator, offer):
+def test_the_operator_goes_on_with_any_request_and_a_device_without_a_name_with_its_own(
+    coordinator, offer
+):
     """As with files, where a request id is all that a device shows."""
     task = ask(offer, 1, Budget(keep_ratio=0.3))
     first = coordinator.assign(task, "kitchen")
-    assert same_answer(coordinator.assign(task), first)
+    assert same_answer(coordinator.assign(task, "kitchen"), first)
+    for nameless in (
+        lambda: coordinator.assign(task, ""),
+        lambda: coordinator.chosen(task.request_id, ""),
+        lambda: coordinator.record(answer_to(first), ""),
+    ):
+        with pytest.raises(AccessError, match="not assigned to a device without a name"):
+            nameless()
     assert coordinator.chosen(task.request_id).mask == first.mask
     assert coordinator.record(answer_to(first)).entry == task.request_id
 

@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -233,6 +233,32 @@ def test_one_device_gets_nothing_of_what_another_asked_for(library, weights, req
         fetch = encode_fetch_subnetwork(REQUEST_ID, None)
         assert other.refused("FetchSubNetwork", fetch).code() is StatusCode.PERMISSION_DENIED
     assert library.assignment_of(REQUEST_ID).contributor == "mine"
+
+
+def test_a_device_without_a_name_gets_nothing_of_what_one_with_a_name_asked_for(
+    library, weights, request_message
+):
+    token = tokens.add(library, "kitchen", "device")
+    settings = with_tokens(anonymous=True)
+    with (
+        running_server(library, weights, settings) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        Device(channel, token).call("Assign", request_message)
+        nobody = Device(channel)
+        assert nobody.refused("Assign", request_message).code() is StatusCode.PERMISSION_DENIED
+        fetch = encode_fetch_subnetwork(REQUEST_ID, None)
+        assert nobody.refused("FetchSubNetwork", fetch).code() is StatusCode.PERMISSION_DENIED
+
+
+def test_a_damaged_row_is_told_as_what_no_repetition_mends(library, weights, request_message):
+    with connected(library, weights) as device:
+        device.call("Assign", request_message)
+        with closing(sqlite3.connect(library.path)) as other, other:
+            other.execute("UPDATE tasks SET rounds = rounds + 1")
+        refused = device.refused("FetchSubNetwork", encode_fetch_subnetwork(REQUEST_ID, None))
+    assert refused.code() is StatusCode.DATA_LOSS
+    assert trailing(refused)[ERROR_KIND] == "DamagedError"
 
 
 def test_a_message_too_large_is_refused_before_it_is_read(device):

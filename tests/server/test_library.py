@@ -158,7 +158,7 @@ def test_a_request_asked_again_is_answered_with_its_first_assignment(library, of
     assert library.assignment_of(request_id(2)) is None
 
 
-def test_a_request_is_its_askers_and_of_callers_without_a_name_nothing_is_asked(library, offer):
+def test_a_request_is_its_askers_and_the_operators(library, offer):
     first = stored_assignment(offer, 1)
     library.assigned(first)
     with pytest.raises(AccessError, match=r"not assigned to 'somebody'.*use the token"):
@@ -166,7 +166,9 @@ def test_a_request_is_its_askers_and_of_callers_without_a_name_nothing_is_asked(
     with pytest.raises(AccessError, match="not assigned to 'somebody'"):
         library.record(contribution(offer, 1), "somebody")
     assert len(library) == 0
-    assert library.assigned(replace(first, contributor="")) == first
+    with pytest.raises(AccessError, match="not assigned to a device without a name"):
+        library.assigned(replace(first, contributor=""))
+    assert library.assigned(first) == first
     receipt = library.record(contribution(offer, 1), "device-1")
     with pytest.raises(AccessError, match="not assigned to 'somebody'"):
         library.record(contribution(offer, 1), "somebody")
