@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import draw_images
+from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
 from client.cli import main
