@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -256,35 +257,55 @@ def _hold_out(files: Files, classes: Sequence[str]) -> tuple[Files, Files]:
 
 
 def load_torchvision(name: str, root: Path, backbone: Backbone, *, download: bool = True) -> Task:
-    """The task in a data set of torchvision, by its class name (`CIFAR10`, `Flowers102`, ...).
+    """The task in a data set of torchvision, by its class name (`CIFAR100`, `OxfordIIITPet`, ...).
 
-    Its own training and test images are used. Raises TaskDataError for a name that torchvision does
-    not know, or one that can be neither found under `root` nor downloaded.
+    Its own training and test images are used; of one that has no such parts (`Caltech101`), every fifth
+    image of each class judges. Raises TaskDataError for a name that torchvision does not know, or one
+    that can be neither found under `root` nor downloaded.
     """
     from torchvision import datasets
 
     kind = getattr(datasets, name, None)
     if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
         raise TaskDataError(f"torchvision has no data set {name!r}; see torchvision.datasets")
-    parts = []
-    for is_train in (True, False):
-        try:
-            try:
-                part = kind(str(root), train=is_train, download=download)
-            except TypeError:
-                part = kind(str(root), split="train" if is_train else "test", download=download)
-        except (RuntimeError, OSError, TypeError, ValueError, ImportError) as error:
-            raise TaskDataError(
-                f"{name} can neither be read from {root} nor downloaded: {error}; "
-                "download it elsewhere and copy it there"
-            ) from error
-        parts.append(part)
-    train, evaluation = (_decoded(part, backbone) for part in parts)
-    count = 1 + int(torch.cat([train.labels, evaluation.labels]).max())
-    names = getattr(parts[0], "classes", None) or range(count)
+    try:
+        parts = [kind(str(root), download=download, **chosen) for chosen in _parts_of(kind)]
+    except (RuntimeError, OSError, TypeError, ValueError, ImportError) as error:
+        raise TaskDataError(
+            f"{name} can neither be read from {root} nor downloaded: {error}; "
+            "download it elsewhere and copy it there"
+        ) from error
+    decoded = [_decoded(part, backbone) for part in parts]
+    count = 1 + int(torch.cat([part.labels for part in decoded]).max())
+    first: Any = parts[0]
+    names = getattr(first, "classes", None) or getattr(first, "categories", None) or range(count)
     # ImageNet's classes have several names each.
     classes = tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)
-    return Task(classes, train, evaluation)
+    if len(decoded) == 1:
+        judges = _judges(decoded[0].labels)
+        decoded = [decoded[0].subset(~judges), decoded[0].subset(judges)]
+    return Task(classes, decoded[0], decoded[1])
+
+
+def _parts_of(kind: type) -> list[dict[str, Any]]:
+    """How a data set is asked for its training and its test images, or for all it has."""
+    given = inspect.signature(kind).parameters
+    if "train" in given:
+        return [{"train": True}, {"train": False}]
+    if "split" in given:
+        # Pets have no split "train": what one may train on is "trainval".
+        training = given["split"].default if given["split"].default == "trainval" else "train"
+        return [{"split": training}, {"split": "test"}]
+    return [{}]
+
+
+def _judges(labels: Tensor) -> Tensor:
+    """Bool (N,): of each class every fifth image, at least one."""
+    judges = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        own = torch.nonzero(labels == label).flatten()
+        judges[own[:: round(1 / HELD_OUT_SHARE)]] = True
+    return judges
 
 
 def _decoded(part: Sequence[tuple[Image.Image, int]], backbone: Backbone) -> PixelImages:

@@ -246,6 +246,38 @@ def test_a_data_set_of_torchvision_is_read_by_its_name_from_its_own_files(tmp_pa
     assert task.train.batch(torch.tensor([0])).shape == (1, 3, SIZE, SIZE)
 
 
+def write_grey(path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (SIZE, SIZE), (shade, shade, shade)).save(path, quality=100)
+
+
+def test_of_a_data_set_without_parts_every_fifth_image_of_a_class_judges(tmp_path, backbone):
+    for name, shades_of in (("ant", range(10, 70, 10)), ("bass", range(100, 130, 10))):
+        for number, shade in enumerate(shades_of):
+            folder = tmp_path / "caltech101" / "101_ObjectCategories" / name
+            write_grey(folder / f"image_{number + 1:04}.jpg", shade)
+    (tmp_path / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google").mkdir()  # in no class
+    task = load_torchvision("Caltech101", tmp_path, backbone, download=False)
+    assert task.classes == ("ant", "bass")
+    assert shades(task.train) == [20, 30, 40, 50, 110, 120]
+    assert shades(task.evaluation) == [10, 60, 100]
+    assert task.evaluation.labels.tolist() == [0, 0, 1]
+
+
+def test_pets_are_trained_on_what_their_own_lists_say(tmp_path, backbone):
+    place = tmp_path / "oxford-iiit-pet"
+    (place / "annotations" / "trimaps").mkdir(parents=True)
+    for number, name in enumerate(("Abyssinian_1", "Abyssinian_2", "beagle_1", "beagle_2")):
+        write_grey(place / "images" / f"{name}.jpg", 50 * (number + 1))
+    lists = {"trainval": "Abyssinian_1 1 1 1\nbeagle_2 2 1 1\n", "test": "Abyssinian_2 1 1 1\n"}
+    for part, lines in lists.items():
+        (place / "annotations" / f"{part}.txt").write_text(lines)
+    task = load_torchvision("OxfordIIITPet", tmp_path, backbone, download=False)
+    assert task.classes == ("Abyssinian", "Beagle")
+    assert shades(task.train) == [50, 200]
+    assert shades(task.evaluation) == [100]
+
+
 @pytest.mark.parametrize("name", ["NoSuchSet", "VisionDataset", "folder", "__name__"])
 def test_a_name_that_is_no_data_set_is_refused(tmp_path, backbone, name):
     with pytest.raises(TaskDataError, match=name):
