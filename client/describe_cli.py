@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from client.adapt import describe
-from client.disclosure import Field, disclose
+from client.disclosure import Field, disclose, guarantee_of, warning_of
 from client.taking_part import description_of, new_request_id, opened_state
 from client.task_options import (
     JSON,
@@ -25,6 +26,7 @@ from client.task_options import (
 from common.command_line import show, show_json
 from common.envelope import seal, unseal
 from common.exchange import TaskDescription
+from common.privacy import Privacy
 from common.proto_codec import decode_offer
 
 SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
@@ -57,23 +59,29 @@ def describe_command(
     else:
         assert offer_file is not None
         description = _by_file(offer_file, asked)
-    message, fields = disclose(description)
+    privacy = asked.privacy
+    message, fields = disclose(description, privacy)
     if out is not None:
         seal(out, message)
     if as_json:
-        _tell_scripts(description, message, fields, out)
+        _tell_scripts(description, privacy, message, fields, out)
     else:
-        _tell(description, message, fields, out)
+        _tell(description, privacy, message, fields, out)
 
 
 def _by_file(offer_file: Path, asked: Asked) -> TaskDescription:
-    budget = asked.budget
+    budget, privacy = asked.budget, asked.privacy
     offer = decode_offer(*unseal(offer_file))
-    return describe(offer, asked.task(offer.backbone), budget, asked.method, new_request_id())
+    task = asked.task(offer.backbone)
+    return describe(offer, task, budget, asked.method, new_request_id(), privacy)
 
 
 def _tell_scripts(
-    description: TaskDescription, message: bytes, fields: list[Field], out: Path | None
+    description: TaskDescription,
+    privacy: Privacy | None,
+    message: bytes,
+    fields: list[Field],
+    out: Path | None,
 ) -> None:
     signature = description.signature
     show_json(
@@ -83,6 +91,8 @@ def _tell_scripts(
             "images": signature.images,
             "feature_width": signature.means.shape[1],
             "bytes": len(message),
+            "privacy": None if privacy is None else asdict(privacy),
+            "warning": warning_of(description, privacy),
             "fields": {field.name: field.size for field in fields if field.name},
             "message": base64.b64encode(message).decode(),
             "written": str(out) if out else None,
@@ -90,8 +100,20 @@ def _tell_scripts(
     )
 
 
-def _tell(description: TaskDescription, message: bytes, fields: list[Field], out: Path | None) -> None:
+def _tell(
+    description: TaskDescription,
+    privacy: Privacy | None,
+    message: bytes,
+    fields: list[Field],
+    out: Path | None,
+) -> None:
     signature = description.signature
+    told = [
+        guarantee_of(privacy),
+        warning_of(description, privacy),
+        "No image, no file name and no class name is in it. Nothing of it was sent.",
+        f"Request {description.request_id} is written to {out}." if out else None,
+    ]
     show(
         f"{signature.classes} class means of {signature.means.shape[1]} features over "
         f"{signature.images:,} images, and how many images each class has: {len(message):,} bytes",
@@ -100,6 +122,5 @@ def _tell(description: TaskDescription, message: bytes, fields: list[Field], out
             *([field.name, f"{field.size:,}", field.meaning, field.value] for field in fields),
             ["in all", f"{len(message):,}", "", ""],
         ],
-        caption="No image, no file name and no class name is in it. Nothing of it was sent."
-        + (f"\nRequest {description.request_id} is written to {out}." if out else ""),
+        caption="\n".join(line for line in told if line),
     )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.message import Message
 
+from common.directions import DIRECTIONS
 from common.exchange import TaskDescription
+from common.privacy import Privacy
 from common.proto_codec import HALF, encode_task_description, parsed_as
 from protos import maskvote_pb2 as pb
 
@@ -26,12 +28,16 @@ class Field:
     value: str
 
 
-def disclose(description: TaskDescription) -> tuple[bytes, list[Field]]:
-    """The message that is sent, and all that is in it; the fields' bytes add up to the message's."""
+def disclose(description: TaskDescription, privacy: Privacy | None = None) -> tuple[bytes, list[Field]]:
+    """The message that is sent, and all that is in it; the fields' bytes add up to the message's.
+
+    `privacy` is what the description was made with.
+    """
     message = encode_task_description(description)
     parsed = parsed_as(pb.TaskDescription, message)
     signature, budget = parsed.signature, parsed.budget
     means = np.frombuffer(signature.means, HALF)
+    noised = "" if privacy is None else ", with noise"
     told = {
         "request_id": ("random; asking twice by it is asking once", description.request_id),
         "signature.probe_digest": (
@@ -39,16 +45,49 @@ def disclose(description: TaskDescription) -> tuple[bytes, list[Field]]:
             description.signature.probe,
         ),
         "signature.width": ("features of an image", f"{signature.width:,}"),
-        "signature.counts": ("images of each class; no class has a name", _row(signature.counts)),
-        "signature.means": ("class by class, the mean of its features", _row(means)),
+        "signature.counts": (
+            f"images of each class{noised}; no class has a name",
+            _row(signature.counts),
+        ),
+        "signature.means": (f"class by class, the mean of its features{noised}", _row(means)),
         "budget.keep_ratio": ("share of the units that you can afford", f"{budget.keep_ratio:g}"),
         "budget.parameters": ("parameters that you can afford", f"{budget.parameters:,}"),
         "budget.headroom": ("how many times that while adapting", f"{budget.headroom:g}"),
+        "budget.wait_seconds": ("how long you wait for it to be healed", f"{budget.wait_seconds:g}"),
         "method": ("how the sub-network is found", description.method),
     }
     fields = [Field(name, size, *told[name]) for name, size in _sizes(parsed)]
     rest = len(message) - sum(field.size for field in fields)
     return message, [*fields, Field("", rest, "where its parts begin", "")]
+
+
+def guarantee_of(privacy: Privacy | None) -> str:
+    """What a request guarantees of the images that it tells about, in a sentence or two."""
+    if privacy is None:
+        return (
+            "No noise is in it, and nothing is guaranteed: class means over few images tell something "
+            "about them. --epsilon adds noise with a guarantee."
+        )
+    return (
+        f"It is differentially private ({privacy}) for one image added or removed. Another request about "
+        "the same images spends as much again; the mask and the accuracies given back are not covered."
+    )
+
+
+def warning_of(description: TaskDescription, privacy: Privacy | None) -> str | None:
+    """What to know where noise drowns some class, going by the counts that are told; None if none is."""
+    if privacy is None:
+        return None
+    signature = description.signature
+    enough = privacy.enough_images(min(DIRECTIONS, signature.means.shape[1]))
+    few = int((signature.counts < enough).sum())
+    if not few:
+        return None
+    return (
+        f"Noise drowns {few} of the {signature.classes} classes: at {privacy}, a class needs some "
+        f"{enough} images to be told from others, else near tasks are missed. Take more images, or a "
+        "larger epsilon."
+    )
 
 
 def _sizes(message: Message, within: str = "") -> Iterator[tuple[str, int]]:

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client.adapt import adapt_assignment, describe, generator_of
+from client.disclosure import warning_of
 from client.export import save_network
 from common.backbone import Backbone
 from common.envelope import seal, unseal
@@ -136,7 +137,9 @@ def _describe_task(content: RecordDict, device: _Device) -> RecordDict:
     offer = decode_offer(offered, probe)
     settings, request_id = device.settings, secrets.token_hex(REQUEST_ID_BYTES)
     task = device.task(offer.backbone)
-    description = describe(offer, task, settings.budget, settings.method, request_id)
+    description = describe(offer, task, settings.budget, settings.method, request_id, settings.privacy)
+    if warning := warning_of(description, settings.privacy):
+        logger.warning("%s", warning)
     device.keep(request_id, offered, probe)
     return pack(encode_task_description(description))
 

@@ -264,6 +264,8 @@ def _measured(content: Any) -> dict[str, Any]:
         "parameters": int(content["parameters"]),
         "accuracies": {int(done): float(value) for done, value in content["accuracies"].items()},
         "seconds": {str(step): float(value) for step, value in content["seconds"].items()},
+        # Those of earlier versions say nothing of it.
+        "healed": content.get("healed") is True,
     }
 
 

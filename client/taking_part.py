@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from client.adapt import Adaptation, adapt, check_timm, describe, generator_of
+from client.disclosure import warning_of
 from client.export import SavedNetwork
 from client.grpc_client import RemoteCoordinator
 from client.state import Setting, State
@@ -93,7 +94,9 @@ def description_of(asked: Asked, server: Server, state: State) -> TaskDescriptio
     with _reached(server, state) as (coordinator, bars):
         offer = state.offer or state.keep(coordinator.offer())
         task = _task(asked, offer, state, coordinator, bars)
-        return state.keep(describe(offer, task, asked.budget, asked.method, new_request_id()))
+        return state.keep(
+            describe(offer, task, asked.budget, asked.method, new_request_id(), asked.privacy)
+        )
 
 
 def adapt_through(
@@ -110,17 +113,21 @@ def adapt_through(
     if adaptation is not None and receipt is not None:
         return adaptation, receipt
     with _reached(server, state) as (coordinator, bars):
-        return adapt(
+        adapted = adapt(
             coordinator,
             lambda offer: _task(asked, offer, state, coordinator, bars),
             asked.budget,
             settings,
             generator_of(seed, asked.place),
             method=asked.method,
+            privacy=asked.privacy,
             request_id=new_request_id(),
             steps=state,
             progress=bars.tuned,
         )
+        if (description := state.description) and (warning := warning_of(description, asked.privacy)):
+            bars.tell(warning)
+        return adapted
 
 
 def new_request_id() -> str:
@@ -134,7 +141,9 @@ def _settings(asked: Asked) -> dict[str, Setting]:
         "keep_ratio": asked.budget.keep_ratio,
         "parameters": asked.budget.parameters,
         "headroom": asked.budget.headroom,
+        "wait": asked.budget.wait_seconds,
         "method": asked.method,
+        "privacy": str(asked.privacy or "none"),
     }
 
 

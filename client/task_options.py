@@ -17,6 +17,7 @@ from common.command_line import settings_option
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import METHODS, Budget, Method
+from common.privacy import DEFAULT_DELTA, Privacy
 from common.task_data import Task, load_folder, load_torchvision
 
 PATH = click.Path(path_type=Path)
@@ -26,25 +27,42 @@ OFFER = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 
-OF_BUDGET = ("keep_ratio", "parameters", "headroom", "method")
+OF_BUDGET = ("keep_ratio", "parameters", "headroom", "wait", "method", "epsilon", "delta")
 OF_SERVER = ("patience", "ca", "token_file", "certificate", "key", "insecure")
 """Names of the parameters of `asking`, and of those of `through_server` that are never needed."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for: a sub-network of a budget for the task in this data, by a method."""
+    """What is asked for: a sub-network of a budget for the task in this data, by a method.
+
+    With an epsilon, the request is differentially private towards the images.
+    """
 
     data: str
     keep_ratio: float | None
     parameters: int | None
     headroom: float
     method: Method
+    epsilon: float | None = None
+    delta: float | None = None
+    wait_seconds: float = 0.0
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """What the request guarantees of the images, None for nothing. InputError if it cannot."""
+        if self.epsilon is not None:
+            return Privacy(self.epsilon, DEFAULT_DELTA if self.delta is None else self.delta)
+        if self.delta is not None:
+            raise InputError(
+                f"--delta is {self.delta:g} and there is no --epsilon; give both, or neither"
+            )
+        return None
 
     @property
     def budget(self) -> Budget:
         """The budget. BudgetError if it is none."""
-        return Budget(self.keep_ratio, self.parameters, self.headroom)
+        return Budget(self.keep_ratio, self.parameters, self.headroom, self.wait_seconds)
 
     @property
     def place(self) -> Path | str:
@@ -84,7 +102,16 @@ def asking(command: Callable) -> Callable:
     @click.option("--keep-ratio", type=float, help="Share of the backbone's units, in (0, 1].")
     @click.option("--parameters", type=int, help="Parameters of the network that you can afford.")
     @settings_option("--headroom", default=1.0, help="Times the budget that fit while adapting.")
+    @settings_option(
+        "--wait", default=0.0, help="Seconds to wait for a network healed for this one task; 0: none."
+    )
     @settings_option("--method", type=click.Choice(METHODS), default="smsp")
+    @click.option(
+        "--epsilon",
+        type=float,
+        help="Make the request differentially private, with noise: 8 is a usual choice, less is more.",
+    )
+    @click.option("--delta", type=float, help=f"Delta of that guarantee.  [default: {DEFAULT_DELTA:g}]")
     @functools.wraps(command)
     def with_asked(
         *arguments: Any,
@@ -92,10 +119,13 @@ def asking(command: Callable) -> Callable:
         keep_ratio: float | None,
         parameters: int | None,
         headroom: float,
+        wait: float,
         method: Method,
+        epsilon: float | None,
+        delta: float | None,
         **options: Any,
     ) -> Any:
-        asked = Asked(data, keep_ratio, parameters, headroom, method)
+        asked = Asked(data, keep_ratio, parameters, headroom, method, epsilon, delta, wait)
         return command(*arguments, asked=asked, **options)
 
     return with_asked

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 from common.errors import InputError
 from common.exchange import METHODS, Budget, Method
 from common.fine_tune import FineTuneSettings
+from common.privacy import DEFAULT_DELTA, Privacy
 
 Value = bool | int | float | str
 Config = Mapping[str, Value]
@@ -33,6 +34,11 @@ class FleetSettings:
     """Tasks that vote: enough that no single one decides, few enough that they are near."""
     explore: float = 0.1
     """Share of an SMSP sub-network's units that are runners-up, for the library to learn from."""
+    heal_images: Path | None = None
+    """Public images, in a directory of any layout, to heal networks on for devices that are ready to
+    wait; without it nobody waits."""
+    heal_seconds: float = 120.0
+    """For one network at most: longer than that, another device waits."""
     devices: int = 0
     """Devices after which the run ends, failed ones too; 0 serves all that come."""
     at_once: int = 2
@@ -56,8 +62,9 @@ class FleetSettings:
             (self.devices >= 0, f"devices is {self.devices}; give 0 for all that come"),
             (self.at_once >= 1, f"at-once is {self.at_once}; at least 1 is in flight"),
             (self.ttl_seconds != 0, "ttl-seconds is 0; a message needs some time to be answered"),
+            (self.heal_seconds != 0, "heal-seconds is 0; leave heal-images out to heal nothing"),
         )
-        for name in ("idle_seconds", "max_seconds", "ttl_seconds", "poll_seconds"):
+        for name in ("heal_seconds", "idle_seconds", "max_seconds", "ttl_seconds", "poll_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{_key(name)} is {getattr(self, name)}; it is a number from 0")
         _refuse(problems)
@@ -76,8 +83,16 @@ class DeviceSettings:
     """Budget: parameters of the network instead; 0 leaves it to the keep ratio."""
     headroom: float = 1.0
     """Times the budget that the device can hold while it adapts: 1 promises nothing."""
+    wait_seconds: float = 0.0
+    """How long the device is ready to wait for its network to be healed for it alone; 0 takes what is
+    there."""
     method: Method = "smsp"
     """One-shot (smsp), or pruning on from a larger start (mvp), which needs headroom."""
+    epsilon: float = 0.0
+    """Noise makes the signature differentially private, the more so the smaller this is: 8 is a usual
+    choice; 0 is no noise. See Privacy. A device that insists sets it in its own node configuration."""
+    delta: float = DEFAULT_DELTA
+    """Delta of that guarantee; see Privacy."""
     iterations: int = FineTuneSettings.iterations
     """Fine-tuning iterations; see FineTuneSettings."""
     learning_rate: float = FineTuneSettings.learning_rate
@@ -95,7 +110,7 @@ class DeviceSettings:
             (self.threads >= 0, f"threads is {self.threads}; give 0 for torch's own choice"),
             (self.parameters >= 0, f"parameters is {self.parameters}; give 0 for the keep ratio's"),
         )
-        for value in (lambda: self.budget, lambda: self.fine_tuning):
+        for value in (lambda: self.budget, lambda: self.privacy, lambda: self.fine_tuning):
             try:
                 value()
             except InputError as error:
@@ -106,8 +121,15 @@ class DeviceSettings:
     def budget(self) -> Budget:
         """What the device can afford."""
         if self.parameters > 0:
-            return Budget(parameters=self.parameters, headroom=self.headroom)
-        return Budget(keep_ratio=self.keep_ratio, headroom=self.headroom)
+            size = Budget(parameters=self.parameters)
+        else:
+            size = Budget(keep_ratio=self.keep_ratio)
+        return replace(size, headroom=self.headroom, wait_seconds=self.wait_seconds)
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """What the signature guarantees of the device's images; None for nothing."""
+        return None if self.epsilon == 0 else Privacy(self.epsilon, self.delta)
 
     @property
     def fine_tuning(self) -> FineTuneSettings:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from common.backbone import weights_digest
+from common.directions import principal_directions
 from common.errors import MismatchError, SignatureError
 from common.files import Data
 from common.fitting import all_features
+from common.privacy import Privacy, noised_sums
 from common.structure import Structure
 from common.subnetwork import SubNetwork
 from common.task_data import LabelledImages
@@ -129,10 +131,45 @@ class Probe:
         digest.update(weights_digest(network.weights).encode() + self.center.tobytes())
         return digest.hexdigest()
 
-    def describe(self, images: LabelledImages, classes: int) -> TaskSignature:
-        """The signature of a task's training images."""
-        return signature_of(all_features(self.network, images).numpy(), images.labels.numpy(),
-                            classes, self.digest)  # fmt: skip
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """Orthonormal float64 (d, D): what private signatures tell of features; see common/directions.py.
+
+        Takes as long as describing some 256 images. SignatureError if features are not finite.
+        """
+        return principal_directions(self.network, self.subnetwork.backbone.input_size)
+
+    def describe(
+        self,
+        images: LabelledImages,
+        classes: int,
+        privacy: Privacy | None = None,
+        noise: np.random.Generator | None = None,
+    ) -> TaskSignature:
+        """The signature of a task's training images; with `privacy`, a private one.
+
+        A private signature is (epsilon, delta)-differentially private for one image of the device,
+        added or removed: its means and its counts together, all classes at once, whatever probe the
+        server made. That is the guarantee of one signature: another one of the same images spends as
+        much again. It covers neither how many classes there are, nor the mask and accuracies that are
+        given back later. Half precision rounds what is noised already, which costs nothing.
+
+        `noise` is for simulations alone: without it, the noise comes from the operating system's
+        entropy, and from no seed that anybody knows.
+        """
+        rows, labels = all_features(self.network, images).numpy(), images.labels.numpy()
+        if privacy is None:
+            return signature_of(rows, labels, classes, self.digest)
+        with np.errstate(invalid="ignore"):  # infinite features, which add nothing to what is released
+            centred = (rows.astype(np.float64) - self.center) @ self.directions.T
+        noise = noise or np.random.default_rng()
+        return self._private(*noised_sums(centred, labels, classes, privacy, noise))
+
+    def _private(self, sums: np.ndarray, counts: np.ndarray) -> TaskSignature:
+        """The signature of noised sums (K, d): means that lie where these point, all equally far."""
+        lengths = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        means = self.center + private_length(self.center) * (sums / lengths) @ self.directions
+        return TaskSignature(self.digest, _half(means), counts)
 
     def check(self, signature: TaskSignature) -> None:
         """Raise MismatchError or SignatureError unless the signature was made with this probe."""
@@ -158,6 +195,34 @@ def signature_of(rows: np.ndarray, labels: np.ndarray, classes: int, probe: str)
     sums = np.zeros((classes, rows.shape[1]))
     np.add.at(sums, labels, rows)
     means = sums / np.maximum(counts, 1)[:, None]
+    means = np.where(np.isfinite(means), means, np.nan)
+    return TaskSignature(probe, _half(means), counts.astype(np.int32))
+
+
+def private_length(center: np.ndarray) -> float:
+    """How far from the center all class means of a private signature are.
+
+    Their own lengths would be noise, and nearness goes by directions alone. Twice as long as the center
+    itself, or 1, they are numbers of the usual size, and who compares signatures knows private ones by
+    it: means of features are hardly ever so far away, and never all equally far.
+    """
+    return max(2 * float(np.linalg.norm(center.astype(np.float64))), 1.0)
+
+
+def is_private(signature: TaskSignature, center: np.ndarray) -> bool:
+    """Whether a signature has the form of a private one: all its means at that distance of the center.
+
+    It says nothing of how much noise there is in it. Values that half precision clips do not have it.
+    """
+    lengths = np.linalg.norm(signature.means.astype(np.float64) - center, axis=1)
+    return bool(np.allclose(lengths, private_length(center), rtol=LENGTH_TOLERANCE))
+
+
+LENGTH_TOLERANCE = 2e-3
+"""Relative to that distance: more than twice what half precision can change of it."""
+
+
+def _half(means: np.ndarray) -> np.ndarray:
+    """Means in float16, those beyond its range drawn to its limits; NaN stays."""
     limit = float(np.finfo(np.float16).max)
-    means = np.where(np.isfinite(means), np.clip(means, -limit, limit), np.nan)
-    return TaskSignature(probe, means.astype(np.float16), counts.astype(np.int32))
+    return np.clip(means, -limit, limit).astype(np.float16)

@@ -7,12 +7,12 @@ papers' own, needs a prediction for every example, which no server has: it serve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
 from common.errors import InputError
-from common.signature import TaskSignature
+from common.signature import Probe, TaskSignature, is_private
 
 
 class Similarity(Protocol):
@@ -35,23 +35,37 @@ class ClassStatistics:
     For tasks with class means a_1..a_K and b_1..b_M, centred on the probe's public mean and of unit
     length: the mean over k of max over m of <a_k, b_m>, averaged with the same the other way round,
     negative values taken as 0. 1 for the same task in any order of classes.
+
+    Private signatures lie within the span of the probe's directions. Where either side is one, both are
+    compared within that span: what of the other lies outside would only make it look farther than a
+    private one. `directions` gives them, once such a signature comes; without, all are compared as they
+    are.
     """
 
-    def __init__(self, center: np.ndarray) -> None:
+    def __init__(self, center: np.ndarray, directions: Callable[[], np.ndarray] | None = None) -> None:
         self._center = np.asarray(center, dtype=np.float32)
+        self._directions = directions
         self._entries: list[str] = []
         self._starts: list[int] = [0]
         self._rows = np.empty((1024, len(self._center)), dtype=np.float32)
+        self._private_rows = np.zeros(1024, dtype=bool)
+        self._shares = np.empty(0, dtype=np.float32)
+
+    @classmethod
+    def of(cls, probe: Probe) -> Self:
+        """Class statistics of signatures that are made with a probe."""
+        return cls(probe.center, lambda: probe.directions)
 
     def add(self, entry: str, signature: TaskSignature) -> None:
         """Take a task's class means into the index."""
         rows = self._unit_rows(signature)
         start, end = self._starts[-1], self._starts[-1] + len(rows)
         if end > len(self._rows):
-            grown = np.empty((max(end, 2 * len(self._rows)), self._rows.shape[1]), np.float32)
-            grown[:start] = self._rows[:start]
-            self._rows = grown
+            size = max(end, 2 * len(self._rows))
+            self._rows = _grown(self._rows, start, size)
+            self._private_rows = _grown(self._private_rows, start, size)
         self._rows[start:end] = rows
+        self._private_rows[start:end] = self._is_private(signature)
         self._entries.append(entry)
         self._starts.append(end)
 
@@ -59,28 +73,60 @@ class ClassStatistics:
         """All entries, in the order they were added, and how near each is to the task."""
         if not self._entries:
             return [], np.empty(0)
-        own = self._unit_rows(task).T
+        own, private = self._unit_rows(task), self._is_private(task)
         edges = np.array(self._starts)
         # So many entries at a time that their cosines with all own classes fit into little memory.
-        rows = max(1, BLOCK_COSINES // own.shape[1])
+        rows = max(1, BLOCK_COSINES // len(own))
         cuts = np.unique(np.searchsorted(edges[:-1], np.arange(0, edges[-2] + 1, rows)))
         parts = [
-            self._block(edges[first : last + 1], own)
+            self._block(edges[first : last + 1], own, private)
             for first, last in zip(cuts, [*cuts[1:], len(edges) - 1], strict=True)
         ]
         return self._entries, np.clip(np.concatenate(parts), 0, 1).astype(np.float64)
 
-    def _block(self, edges: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def _block(self, edges: np.ndarray, own: np.ndarray, private: bool) -> np.ndarray:
         """How near the task with these unit class means is to entries whose rows lie between edges."""
-        cosines = self._rows[edges[0] : edges[-1]] @ own
-        starts = edges[:-1] - edges[0]
+        first, end = edges[0], edges[-1]
+        cosines = self._rows[first:end] @ own.T
+        if private:
+            cosines /= self._shares_until(end)[first:end, None]
+        elif (private_rows := self._private_rows[first:end]).any():
+            cosines[private_rows] /= self._share_of(own)
+        starts = edges[:-1] - first
         theirs = np.add.reduceat(cosines.max(1), starts) / np.diff(edges)
         ours = np.maximum.reduceat(cosines, starts, axis=0).mean(1)
         return (theirs + ours) / 2
 
+    def _is_private(self, signature: TaskSignature) -> bool:
+        return self._directions is not None and is_private(signature, self._center)
+
+    def _shares_until(self, end: int) -> np.ndarray:
+        """`_share_of` the rows before `end`, each computed once."""
+        if len(self._shares) < end:
+            more = self._share_of(self._rows[len(self._shares) : end])
+            self._shares = np.concatenate([self._shares, more])
+        return self._shares
+
+    def _share_of(self, rows: np.ndarray) -> np.ndarray:
+        """How long unit rows (n, D) are within the span of the directions, in (0, 1]."""
+        assert self._directions is not None
+        within = rows @ self._directions().T.astype(np.float32)
+        return np.clip(np.linalg.norm(within, axis=1), LEAST_SHARE, 1)
+
     def _unit_rows(self, signature: TaskSignature) -> np.ndarray:
         rows = signature.means.astype(np.float32) - self._center
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+LEAST_SHARE = 1e-3
+"""Of a class mean within the span: one that has less there is near to no private one."""
+
+
+def _grown(array: np.ndarray, filled: int, size: int) -> np.ndarray:
+    """A longer array that begins with what is filled of this one."""
+    grown = np.empty((size, *array.shape[1:]), array.dtype)
+    grown[:filled] = array[:filled]
+    return grown
 
 
 Examples = tuple[np.ndarray, np.ndarray]

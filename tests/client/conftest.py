@@ -1,6 +1,7 @@
 """A device's images, and a library that its server holds: empty, so that importance decides."""
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from grpc_server import running_server
 
 from client import patience
 from client.adapt import describe
+from client.cli import main
 from common.backbone import weights_digest
 from common.task_data import Task, load_folder
 from server.library import Library
@@ -49,6 +51,21 @@ def port(library, weights):
 def request_of(offer, task):
     """The request of a device for a network of this budget."""
     return lambda budget, number=0: describe(offer, task, budget, "smsp", f"{number:032x}")
+
+
+@pytest.fixture
+def client(monkeypatch, capsys, tmp_path):
+    """A command of maskvote-client, run here: its exit status, and what it printed."""
+
+    def client(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maskvote-client", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, told.out, " ".join(told.err.split())
+
+    monkeypatch.chdir(tmp_path)
+    return client
 
 
 @pytest.fixture

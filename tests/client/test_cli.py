@@ -4,34 +4,17 @@ import base64
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
-from client.cli import main
 from client.outcome import tell
 from common.proto_codec import decode_task_description
 from common.task_data import FileImages
 from server import tokens
 from server.serving import ServeSettings
-
-
-@pytest.fixture
-def client(monkeypatch, capsys, tmp_path):
-    """A command of maskvote-client, run here: its exit status, and what it printed."""
-
-    def client(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["maskvote-client", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return ended.value.code or 0, told.out, " ".join(told.err.split())
-
-    monkeypatch.chdir(tmp_path)
-    return client
 
 
 def through(port: int, command: str = "adapt", **changes) -> list[object]:
@@ -65,6 +48,7 @@ def test_it_ends_with_one_screen_and_says_it_again_without_a_server(
     facts = json.loads(client(*words, "--json")[1])
     assert (facts["entry"], facts["entries"]) == (entry.entry, 1)
     assert facts["accuracy"] == {"0": entry.accuracy_before, "2": entry.accuracy_after}
+    assert facts["healed"] is False
     assert facts["bytes_down"] > 100_000 > facts["bytes_up"] > 0
 
 
@@ -217,7 +201,9 @@ def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(
 def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     facts = {
         "request": "a", "neighbours": 1, "units": 2, "of": 3, "parameters": 4, "accuracy": {"0": 0.5},
-        "seconds": {"fit": 1.0}, "bytes_up": 5,
+        "seconds": {"fit": 1.0}, "bytes_up": 5, "healed": True,
     }  # fmt: skip
     tell(facts, "stored as entry [/bold]\x1b[2J[red]", as_json=False)
-    assert "stored as entry [/bold]\ufffd[2J[red]" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "stored as entry [/bold]\ufffd[2J[red]" in shown
+    assert "│ yes    │" in shown

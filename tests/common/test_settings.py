@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import InputError
 from common.exchange import Budget
+from common.privacy import Privacy
 from common.settings import Config, DeviceSettings, FleetSettings, device_settings, fleet_settings
 from server.coordinator import VotingSettings
 
@@ -69,6 +70,11 @@ def test_every_problem_is_named_at_once():
         ({"threads": -1}, "threads is -1"),
         ({"evaluate-at": "10,ten"}, "evaluate-at is '10,ten'; it is whole numbers in text"),
         ({"evaluate-at": 10}, "evaluate-at is 10"),
+        ({"epsilon": -1}, "epsilon is -1"),
+        ({"epsilon": float("nan")}, "epsilon is nan"),
+        ({"epsilon": 1e6}, "epsilon is 1000000"),
+        ({"epsilon": 8, "delta": 1}, "delta is 1"),
+        ({"epsilon": "8"}, "epsilon is '8'; it is a number"),
         ({"unheard-of": 1}, "unheard-of is unknown"),
     ],
 )
@@ -110,3 +116,17 @@ def test_every_problem_of_a_node_is_named_at_once():
 )
 def test_a_budget_is_parameters_where_given_and_a_nodes_own_replaces_the_runs(run, node, budget):
     assert device_settings(run, node)[0].budget == budget
+
+
+@pytest.mark.parametrize(
+    ("run", "node", "privacy"),
+    [
+        ({}, {}, None),
+        ({"epsilon": 0}, {}, None),
+        ({"epsilon": 8}, {}, Privacy(8)),
+        ({"epsilon": 2.5, "delta": 1e-6}, {}, Privacy(2.5, 1e-6)),
+        ({"epsilon": 0.0}, {"epsilon": 1}, Privacy(1)),
+    ],
+)
+def test_noise_is_off_unless_asked_for_and_a_node_has_the_last_word(run, node, privacy):
+    assert device_settings(run, node)[0].privacy == privacy

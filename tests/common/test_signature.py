@@ -9,7 +9,15 @@ from toys import Example, example, images_of, random_mask
 
 from common.errors import InputError, MismatchError, SignatureError
 from common.fitting import all_features
-from common.signature import MAX_CLASSES, Probe, TaskSignature, signature_of
+from common.privacy import LARGEST_EPSILON, LEAST_EPSILON, Privacy
+from common.signature import (
+    MAX_CLASSES,
+    Probe,
+    TaskSignature,
+    is_private,
+    private_length,
+    signature_of,
+)
 from common.subnetwork import SubNetwork
 
 PROBE = hashlib.sha256(b"probe").hexdigest()
@@ -204,3 +212,78 @@ def test_a_probe_that_gives_no_numbers_is_told_when_it_is_used(ours, small):
     broken = Probe(SubNetwork(ours.backbone, small.subnetwork.mask, weights), small.center)
     with pytest.raises(SignatureError, match="NaN"):
         broken.describe(images_of(ours.backbone, per_class=2), 3)
+
+
+# -- private signatures ----------------------------------------------------------------------------
+
+
+def test_without_privacy_a_signature_is_what_the_features_give_to_the_last_bit(ours, small):
+    images = images_of(ours.backbone, per_class=4)
+    rows = all_features(small.network, images).numpy()
+    plain = signature_of(rows, images.labels.numpy(), 3, small.digest)
+    assert small.describe(images, 3) == plain
+    assert small.describe(images, 3, None, np.random.default_rng(0)).digest == plain.digest
+    assert not is_private(plain, small.center)
+
+
+def test_a_private_signature_lies_along_the_probes_directions_twice_as_far_as_the_center(ours, small):
+    found = small.describe(images_of(ours.backbone, per_class=4), 3, Privacy(1))
+    small.check(found)
+    rows = found.means.astype(np.float64) - small.center
+    length = 2 * np.linalg.norm(small.center)
+    assert private_length(small.center) == pytest.approx(length)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx([length] * 3, rel=1e-3)
+    assert np.linalg.norm(rows @ small.directions.T, axis=1) == pytest.approx([length] * 3, rel=1e-3)
+    assert is_private(found, small.center)
+
+
+def test_with_next_to_no_noise_it_points_where_the_images_do(ours, small):
+    """Where the sum of the images' features along the directions does, each of them of length 1."""
+    images = images_of(ours.backbone, per_class=30)
+    found = small.describe(images, 3, Privacy(LARGEST_EPSILON, 0.5), np.random.default_rng(0))
+    rows = (all_features(small.network, images).double().numpy() - small.center) @ small.directions.T
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for label in range(3):
+        expected = rows[images.labels.numpy() == label].sum(0) @ small.directions
+        told = found.means[label].astype(np.float64) - small.center
+        cosine = expected @ told / np.linalg.norm(expected) / np.linalg.norm(told)
+        assert cosine == pytest.approx(1, abs=1e-3)
+    assert np.abs(found.counts - 30).max() <= 1
+
+
+def test_two_private_signatures_differ_and_follow_no_seed_of_a_run(ours, small):
+    images = images_of(ours.backbone, per_class=4)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        found.append(small.describe(images, 3, Privacy(8)))
+    assert not (found[0].means == found[1].means).all(axis=1).any()
+    drawn = [small.describe(images, 3, Privacy(8), np.random.default_rng(0)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("epsilon", [LEAST_EPSILON, 0.1, 1, 8, LARGEST_EPSILON])
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_private_signature_is_one_at_any_epsilon_and_in_classes_without_images(
+    ours, small, epsilon, classes
+):
+    found = small.describe(images_of(ours.backbone, per_class=1), classes, Privacy(epsilon))
+    assert found.classes == classes
+    assert is_private(found, small.center)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-6, 1, 3e3])
+def test_whatever_the_probes_center_a_private_signature_is_known_as_one(ours, small, scale):
+    probe = Probe(small.subnetwork, scale * small.center)
+    images = images_of(ours.backbone, per_class=2)
+    assert is_private(probe.describe(images, 3, Privacy(8)), probe.center)
+    assert not is_private(probe.describe(images, 3), probe.center)
+
+
+def test_a_probe_that_gives_no_numbers_releases_nothing(ours, small):
+    weights = {name: tensor.clone() for name, tensor in small.subnetwork.weights.items()}
+    weights["layer4.0.bn2.bias"][:] = torch.nan
+    broken = Probe(SubNetwork(ours.backbone, small.subnetwork.mask, weights), small.center)
+    with pytest.raises(SignatureError, match="NaN or infinite"):
+        broken.describe(images_of(ours.backbone, per_class=2), 3, Privacy(8))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.errors import InputError
-from common.signature import TaskSignature
+from common.signature import TaskSignature, is_private
 from common.signature import signature_of as signature_of_examples
 from server.similarity import ClassStatistics, LeepSimilarity, leep, predictions_by_means
 from server.task_index import TaskIndex
@@ -284,6 +284,81 @@ def test_leep_finds_the_task_whose_classes_are_the_same():
     assert list(np.argsort(-values)) == [0, 1, 2]
     assert ((values > 0) & (values <= 1)).all()
     assert [neighbour.entry for neighbour in index.nearest(task, 2)] == ["same", "half"]
+
+
+# Private signatures: all means lie in the span of the directions, here the first two axes of three,
+# and twice as far from the center as that is long.
+
+CENTER = np.array([0.0, 0.0, 1.0])
+SPAN = np.eye(3)[:2]
+
+
+def centred(*rows) -> TaskSignature:
+    return signature_of(*(CENTER + row for row in rows))
+
+
+OPEN = centred((0.3, 0, 0.4), (0, 0, 2))
+"""Shares of its means within the span: 0.6 and none."""
+ANOTHER_OPEN = centred((0, 2, 0), (0, 5, 12))
+"""Shares 1 and 5/13."""
+PRIVATE = centred((2, 0, 0), (0, 2, 0))
+ANOTHER_PRIVATE = centred((1.2, 1.6, 0), (0, -2, 0))
+
+
+def within(one: TaskSignature, other: TaskSignature) -> float:
+    """How near two tasks are by what of them lies in the span."""
+    ours, theirs = (signature_of(*((s.means - CENTER) * [1, 1, 0])) for s in (one, other))
+    return by_loops(ours, theirs, np.zeros(3))
+
+
+@pytest.mark.parametrize("task", [PRIVATE, ANOTHER_PRIVATE, OPEN, ANOTHER_OPEN])
+def test_where_one_side_is_private_both_are_compared_within_the_span(task):
+    library = [OPEN, PRIVATE, ANOTHER_OPEN, ANOTHER_PRIVATE]
+    statistics = ClassStatistics(CENTER, lambda: SPAN)
+    for number, entry in enumerate(library):
+        statistics.add(str(number), entry)
+    private = [is_private(entry, CENTER) for entry in library]
+    assert private == [False, True, False, True]
+    expected = [
+        within(entry, task) if hidden or is_private(task, CENTER) else by_loops(entry, task, CENTER)
+        for entry, hidden in zip(library, private, strict=True)
+    ]
+    for _ in range(2):
+        np.testing.assert_allclose(statistics.to(task)[1], expected, atol=2e-3)
+
+
+def test_entries_that_come_between_two_private_tasks_are_compared_within_the_span_too():
+    statistics = ClassStatistics(CENTER, lambda: SPAN)
+    for number, entry in enumerate([OPEN, ANOTHER_OPEN]):
+        statistics.add(str(number), entry)
+        assert statistics.to(PRIVATE)[1][-1] == pytest.approx(within(entry, PRIVATE), abs=2e-3)
+
+
+def test_among_private_and_open_entries_of_one_task_none_looks_nearer():
+    """Compared as they are, a private task would find the private entry first, whatever its classes."""
+    inside = centred((1.2, 1.6, 0), (-1.2, 1.6, 0))
+    outside = centred((0.6, 0.8, 1), (-0.6, 0.8, 1))
+    task = centred((2, 0, 0), (-2, 0, 0))
+    statistics = ClassStatistics(CENTER, lambda: SPAN)
+    for name, entry in (("inside", inside), ("outside", outside)):
+        statistics.add(name, entry)
+    private, open_ = statistics.to(task)[1]
+    assert isclose(private, open_, abs_tol=1e-3)
+    as_they_are = ClassStatistics(CENTER)
+    for name, entry in (("inside", inside), ("outside", outside)):
+        as_they_are.add(name, entry)
+    private, open_ = as_they_are.to(task)[1]
+    assert private > 1.3 * open_
+
+
+def test_no_directions_are_looked_for_where_no_signature_is_private():
+    def never() -> np.ndarray:
+        raise AssertionError("directions are computed")
+
+    statistics = ClassStatistics(CENTER, never)
+    statistics.add("one", OPEN)
+    statistics.add("other", ANOTHER_OPEN)
+    assert statistics.to(OPEN)[1][0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("cosines", [1, 7, 64, 10**6])
