@@ -26,16 +26,25 @@ from common.exchange import (
 )
 from common.fine_tune import FineTuneSettings
 from common.mask import Mask
+from common.privacy import Privacy
 from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
 
 
 def describe(
-    offer: Offer, task: Task, budget: Budget, method: Method, request_id: str
+    offer: Offer,
+    task: Task,
+    budget: Budget,
+    method: Method,
+    request_id: str,
+    privacy: Privacy | None = None,
 ) -> TaskDescription:
-    """The request that a device sends: its signature and its budget, nothing else of its data."""
-    signature = offer.probe.describe(task.train, len(task.classes))
+    """The request that a device sends: its signature and its budget, nothing else of its data.
+
+    With `privacy` the signature is a private one: each call draws its noise anew, and spends once more.
+    """
+    signature = offer.probe.describe(task.train, len(task.classes), privacy)
     return TaskDescription(request_id, signature, budget, method)
 
 
@@ -83,8 +92,9 @@ def adapt_assignment(
 class Adaptation:
     """What adapting an assignment came to: what to give back, and what there is to say of it.
 
-    `units` and `parameters` are those of the network that the device ends with; `accuracies` are by
-    iterations done, `seconds` by step. `adapted` holds that network, in the process that adapted it.
+    `units` and `parameters` are those of the network that the device ends with; `healed` is whether the
+    server had healed it; `accuracies` are by iterations done, `seconds` by step. `adapted` holds that
+    network, in the process that adapted it.
     """
 
     contribution: Contribution
@@ -94,6 +104,7 @@ class Adaptation:
     parameters: int
     accuracies: Mapping[int, float]
     seconds: Mapping[str, float]
+    healed: bool = False
     adapted: Adapted | None = None
 
     @classmethod
@@ -107,6 +118,7 @@ class Adaptation:
             parameters=sum(parameter.numel() for parameter in adapted.network.parameters()),
             accuracies=adapted.accuracies,
             seconds=adapted.seconds,
+            healed=assignment.subnetwork.healed,
             adapted=adapted,
         )
 
@@ -175,6 +187,7 @@ def adapt(
     generator: torch.Generator,
     *,
     method: Method = "smsp",
+    privacy: Privacy | None = None,
     request_id: str,
     steps: Steps | None = None,
     evaluate_at: Sequence[int] = (),
@@ -193,7 +206,7 @@ def adapt(
         assignment = steps.assignment
         if assignment is None:
             description = steps.description or steps.keep(
-                describe(offer, mine, budget, method, request_id)
+                describe(offer, mine, budget, method, request_id, privacy)
             )
             assignment = steps.keep(coordinator.assign(description))
         adapted, contribution = adapt_assignment(

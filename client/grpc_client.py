@@ -142,7 +142,9 @@ class RemoteCoordinator:
             return encode_fetch_subnetwork(task.request_id, resume)
 
         with self._download(task.request_id, "network") as download:
-            announced = self._fetch("FetchSubNetwork", request, download)
+            # A server that heals says nothing before it has the network, or the device's wait is over.
+            wait = task.budget.wait_seconds
+            announced = self._fetch("FetchSubNetwork", request, download, wait_seconds=wait)
             message = with_subnetwork(choice, announced.size, announced.sha256)
             assignment = decode_assignment(message, download.read(), structure)
         if assignment.request_id != task.request_id:
@@ -187,13 +189,14 @@ class RemoteCoordinator:
         request: Callable[[Resume | None], bytes],
         download: Download,
         expected: Announced | None = None,
+        wait_seconds: float = 0,
     ) -> Announced:
         """Download a payload, in as many streams as it takes, and once more if it is damaged."""
 
         def stream() -> Announced:
             before = download.size
             try:
-                return self._stream(method, request, download, expected)
+                return self._stream(method, request, download, expected, wait_seconds)
             finally:
                 if download.size > before:
                     self._patience.renew()
@@ -209,11 +212,12 @@ class RemoteCoordinator:
         request: Callable[[Resume | None], bytes],
         download: Download,
         expected: Announced | None,
+        wait_seconds: float,
     ) -> Announced:
         call = self._channel.unary_stream(_path(method))(
             request(download.resume), metadata=self._connection.metadata
         )
-        with _messages(call, self._stalled_seconds) as messages:
+        with _messages(call, self._stalled_seconds, wait_seconds) as messages:
             announced, offset = decode_announcement(next(messages, b""))
             if expected is not None and announced != expected:
                 raise MismatchError(
@@ -270,10 +274,11 @@ def _offered(message: bytes) -> tuple[maskvote_pb2.Offer, Structure]:
 
 
 @contextmanager
-def _messages(call: Any, stalled_seconds: float) -> Iterator[Iterator[bytes]]:
+def _messages(call: Any, stalled_seconds: float, wait_seconds: float) -> Iterator[Iterator[bytes]]:
     """The messages of a call, each received while the one before is worked on; it ends with the context.
 
-    Raises what the call does, and cancels it when nothing comes for so long.
+    Raises what the call does, and cancels it when nothing comes for so long; the first may take
+    `wait_seconds` more.
     """
     received: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=1)
 
@@ -286,10 +291,12 @@ def _messages(call: Any, stalled_seconds: float) -> Iterator[Iterator[bytes]]:
             received.put(error)
 
     def messages() -> Iterator[bytes]:
-        while (message := _next(received, call, stalled_seconds)) is not None:
+        message = _next(received, call, wait_seconds + stalled_seconds)
+        while message is not None:
             if isinstance(message, Exception):
                 raise message
             yield message
+            message = _next(received, call, stalled_seconds)
 
     receiver = threading.Thread(target=receive, daemon=True)
     receiver.start()

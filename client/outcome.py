@@ -20,6 +20,7 @@ def facts_of(adaptation: Adaptation, method: Method, bytes_up: int) -> dict[str,
         "method": method,
         "origin": adaptation.origin,
         "neighbours": adaptation.neighbours,
+        "healed": adaptation.healed,
         "units": adaptation.units,
         "of": contribution.mask.structure.units,
         "parameters": adaptation.parameters,
@@ -37,6 +38,7 @@ def tell(facts: Facts, caption: str, as_json: bool) -> None:
     accuracies = list(facts["accuracy"].values())
     row = {
         "neighbours": facts["neighbours"],
+        "healed": "yes" if facts["healed"] else "no",
         "units": f"{facts['units']:,} of {facts['of']:,}",
         "parameters": f"{facts['parameters']:,}",
         "accuracy before": f"{accuracies[0]:.1%}",

@@ -25,6 +25,7 @@ REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 MAX_PARAMETERS = 2**63 - 1  # what a 64-bit integer holds
 MAX_HEADROOM = 1000
 MAX_ROUNDS = 1000
+MAX_WAIT_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Budget:
 
     Exactly one is given. `keep_ratio` is in (0, 1]; `parameters` counts the whole network that the
     device ends with, its own classifier included. `headroom` is how many times the budget the device
-    can hold while it adapts (1 to 1000): MVP starts larger and prunes down.
+    can hold while it adapts (1 to 1000): MVP starts larger and prunes down. `wait_seconds` is how
+    long the device is ready to wait for its network to be healed for it alone (0 to 86,400); with 0 it
+    takes what is there.
     """
 
     keep_ratio: float | None = None
     parameters: int | None = None
     headroom: float = 1.0
+    wait_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.keep_ratio is None) == (self.parameters is None):
@@ -54,6 +58,11 @@ class Budget:
             )
         if not 1 <= self.headroom <= MAX_HEADROOM:
             raise BudgetError(f"the headroom is {self.headroom}; it lies in 1 to {MAX_HEADROOM}")
+        if not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
+            raise BudgetError(
+                f"the wait is {self.wait_seconds} seconds; it lies in 0, which takes what is there, to "
+                f"{MAX_WAIT_SECONDS:,}"
+            )
 
     @property
     def while_adapting(self) -> Budget:

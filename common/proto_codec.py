@@ -110,6 +110,7 @@ def decode_task_description(message: bytes) -> exchange.TaskDescription:
             keep_ratio=budget.keep_ratio if size == "keep_ratio" else None,
             parameters=budget.parameters if size == "parameters" else None,
             headroom=budget.headroom,
+            wait_seconds=budget.wait_seconds,
         ),
         method=named(METHODS, parsed.method, "method"),
     )

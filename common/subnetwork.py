@@ -23,6 +23,8 @@ from common.structure import Structure
 from common.tensor_file import Kind, blank_file, read_tensors, write_tensors
 
 FORMAT = "1"
+HEALED = "1"
+"""What a file says of tensors that are healed; of others it says nothing."""
 
 
 def cut(weights: Weights, mask: Mask, within: Mask | None = None) -> dict[str, Tensor]:
@@ -53,17 +55,19 @@ class SubNetwork:
     """What travels: the backbone's description, the mask that cut it, and the tensors left.
 
     The classifier stays behind: a device's classes are its own. The tensors are for one network,
-    which takes them as they are (see `network`).
+    which takes them as they are (see `network`). `healed` is whether they have been taught to give the
+    whole backbone's features.
     """
 
     backbone: Backbone
     mask: Mask
     weights: Weights
+    healed: bool = False
     _file: memoryview | None = field(default=None, repr=False, compare=False)
     """The file that the tensors already lie in."""
 
     @classmethod
-    def of(cls, backbone: Backbone, weights: Weights, mask: Mask) -> SubNetwork:
+    def of(cls, backbone: Backbone, weights: Weights, mask: Mask, *, healed: bool = False) -> SubNetwork:
         """The sub-network that a mask cuts out of the backbone's weights, which stay as they are.
 
         Every tensor is selected straight into its place in the file that `to_bytes` gives; on another
@@ -71,14 +75,14 @@ class SubNetwork:
         """
         left = {k: v for k, v in weights.items() if k not in backbone.classifier_tensors}
         if not all(tensor.is_cpu for tensor in left.values()):
-            return cls(backbone, mask, cut(left, mask))
+            return cls(backbone, mask, cut(left, mask), healed)
         selection = Selection(mask)
         kinds = {name: Kind(v.dtype, selection.shape(name, v.shape)) for name, v in left.items()}
-        data, places = blank_file(kinds, _metadata(backbone, mask))
+        data, places = blank_file(kinds, _metadata(backbone, mask, healed))
         with torch.no_grad():
             for name, place in places.items():
                 selection.of(name, left[name], place)
-        return cls(backbone, mask, places, data.toreadonly())
+        return cls(backbone, mask, places, healed, data.toreadonly())
 
     def network(self, num_classes: int) -> nn.Module:
         """The network, with a classifier of zeros for so many classes; evaluation mode.
@@ -102,7 +106,7 @@ class SubNetwork:
         """
         if self._file is not None:
             return self._file
-        return write_tensors(self.weights, _metadata(self.backbone, self.mask))
+        return write_tensors(self.weights, _metadata(self.backbone, self.mask, self.healed))
 
     @classmethod
     def from_bytes(cls, data: Data, structure: Structure) -> SubNetwork:
@@ -132,16 +136,17 @@ class SubNetwork:
         except (KeyError, ValueError) as error:
             raise WeightsError(f"the sub-network is damaged: {error!r}; ask again") from error
         _check_cut(weights, mask)
-        return cls(backbone, mask, weights)
+        return cls(backbone, mask, weights, header.get("healed") == HEALED)
 
 
-def _metadata(backbone: Backbone, mask: Mask) -> dict[str, str]:
-    return {
+def _metadata(backbone: Backbone, mask: Mask, healed: bool) -> dict[str, str]:
+    words = {
         "maskvote": FORMAT,
         "backbone": backbone.to_json(),
         "structure": mask.structure.digest,
         "mask": base64.b64encode(mask.pack()).decode(),
     }
+    return words | {"healed": HEALED} if healed else words
 
 
 def _check_cut(weights: Weights, mask: Mask) -> None:

@@ -85,14 +85,16 @@ class Signature(_message.Message):
     def __init__(self, probe_digest: _Optional[bytes] = ..., width: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., means: _Optional[bytes] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("keep_ratio", "parameters", "headroom")
+    __slots__ = ("keep_ratio", "parameters", "headroom", "wait_seconds")
     KEEP_RATIO_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     HEADROOM_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     keep_ratio: float
     parameters: int
     headroom: float
-    def __init__(self, keep_ratio: _Optional[float] = ..., parameters: _Optional[int] = ..., headroom: _Optional[float] = ...) -> None: ...
+    wait_seconds: float
+    def __init__(self, keep_ratio: _Optional[float] = ..., parameters: _Optional[int] = ..., headroom: _Optional[float] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("request_id", "method", "origin", "mask", "target", "rounds", "neighbours", "subnetwork")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.backbone import Weights, weights_digest
 from common.errors import AccessError, InputError, MismatchError
 from common.exchange import Contribution, Offer
 from common.mask import Mask
@@ -15,6 +16,16 @@ def check_structure(mask: Mask, offer: Offer) -> None:
         raise MismatchError(
             f"the mask is of structure {theirs[:12]}, this library's is {ours[:12]}; "
             "fetch what the library offers again"
+        )
+
+
+def check_weights(weights: Weights, founded_on: str) -> None:
+    """Raise MismatchError unless the weights are those of the digest that a library was founded on."""
+    digest = weights_digest(weights)
+    if digest != founded_on:
+        raise MismatchError(
+            f"these weights have digest {digest[:12]}, the library was founded on {founded_on[:12]}; "
+            "give the checkpoint it was founded on"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import torch
 
-from common.backbone import Backbone, Weights, pretrained_weights, read_weights
+from common.backbone import Backbone
 from common.command_line import progress, run, settings_option
 from common.envelope import seal, unseal
 from common.errors import TaskDataError
@@ -26,19 +26,17 @@ from common.task_data import load_folder
 from server.coordinator import Coordinator, VotingSettings
 from server.entry_tables import show_entries
 from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
+from server.heal_cli import heal
+from server.healer import healer_of
 from server.inspect_cli import inspect
 from server.library import Library
-from server.model_options import model_options, proof_progress
+from server.library_healing import store_of
+from server.model_options import CHECKPOINT, backbone_weights, model_options, proof_progress
 from server.operate_cli import JSON, OPERATE
-from server.serve_cli import serve
+from server.serve_cli import HEAL_IMAGES, HEAL_SECONDS, serve
 from server.token_cli import token
 
 LIBRARY = click.argument("library", type=click.Path(path_type=Path))
-CHECKPOINT = click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
-)
 
 
 @click.group()
@@ -50,17 +48,13 @@ def cli(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-for command in (inspect, serve, *OPERATE, token):
+for command in (inspect, heal, serve, *OPERATE, token):
     cli.add_command(command)
 
 
 def main() -> None:
     """The console script."""
     run(cli)
-
-
-def _weights(backbone: Backbone, checkpoint: Path | None) -> Weights:
-    return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
 
 
 @cli.command()
@@ -97,7 +91,7 @@ def create(
         model, num_classes=num_classes, image_size=image_size, arguments=arguments
     )
     kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
-    weights, own_images = _weights(backbone, checkpoint), load_folder(images, backbone).train
+    weights, own_images = backbone_weights(backbone, checkpoint), load_folder(images, backbone).train
     with proof_progress() as watch:
         founded = found_library(
             library,
@@ -162,7 +156,7 @@ def seed(
 
         entries = seed_library(
             opened,
-            _weights(backbone, checkpoint),
+            backbone_weights(backbone, checkpoint),
             [(path.name, partial(load_folder, path, backbone)) for path in folders],
             keep_ratio=keep_ratio,
             settings=FineTuneSettings(iterations=iterations),
@@ -194,6 +188,8 @@ def offer(library: Path, file: Path) -> None:
 @CHECKPOINT
 @settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
 @click.option("--contributor", default="", help="Who asks; kept with the entry.")
+@HEAL_IMAGES
+@HEAL_SECONDS
 def assign(
     library: Path,
     request: Path,
@@ -201,16 +197,20 @@ def assign(
     checkpoint: Path | None,
     neighbours: int,
     contributor: str,
+    heal_images: Path | None,
+    heal_seconds: float,
 ) -> None:
     """Answer the REQUEST of a device with a sub-network, written to FILE.
 
     Example: maskvote-server assign birds.db device.request device.assignment
     """
     with Library.open(library) as opened:
-        weights = _weights(opened.offer.backbone, checkpoint)
-        coordinator = Coordinator(opened, weights, VotingSettings(neighbours=neighbours))
-        message, _ = unseal(request)
-        answer = coordinator.assign(decode_task_description(message), contributor)
+        weights = backbone_weights(opened.offer.backbone, checkpoint)
+        voting, healed = VotingSettings(neighbours=neighbours), store_of(opened)
+        with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
+            coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)
+            message, _ = unseal(request)
+            answer = coordinator.assign(decode_task_description(message), contributor)
         seal(file, *encode_assignment(answer))
         mask = answer.subnetwork.mask
         click.echo(

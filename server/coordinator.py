@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 
-from common.backbone import Weights, weights_digest
-from common.errors import InputError, MismatchError
+from common.backbone import Weights
+from common.errors import InputError
 from common.exchange import (
     MAX_ROUNDS,
     Assignment,
@@ -24,12 +25,14 @@ from common.exchange import (
 from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
-from server.admission import check_asker
+from server.admission import check_asker, check_weights
 from server.budget import Counts, allot
+from server.healed import HealedStore
+from server.healer import Healer
 from server.library import Library, Revision, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
-from server.voting import Ballot, elect, with_runners_up
+from server.voting import Ballot, elect, explored_units, with_runners_up
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,25 @@ class Coordinator:
         weights: Weights,
         settings: VotingSettings | None = None,
         similarity: Similarity | None = None,
+        healed: HealedStore | None = None,
+        healer: Healer | None = None,
     ) -> None:
         """Serve a library with its backbone's weights.
 
-        `similarity` defaults to class statistics. Raises MismatchError if the weights are not those
+        `similarity` defaults to class statistics. What there is in `healed` is taken before the
+        weights themselves, from the next network on; a `healer`, which the caller closes, puts there
+        what devices are ready to wait for. Raises MismatchError if the weights are not those
         that the library was founded on.
         """
-        digest = weights_digest(weights)
-        if digest != library.weights_digest:
-            raise MismatchError(
-                f"these weights have digest {digest[:12]}, the library was founded on "
-                f"{library.weights_digest[:12]}; give the checkpoint it was founded on"
-            )
+        check_weights(weights, library.weights_digest)
         self._library = library
         self._weights = weights
+        self._healed = healed
+        self._healer = healer
         self._settings = settings or VotingSettings()
         self._offer = library.offer
         self._importance = magnitude(weights, self._offer.structure)
-        self._index = TaskIndex(similarity or ClassStatistics(self._offer.probe.center))
+        self._index = TaskIndex(similarity or ClassStatistics.of(self._offer.probe))
         self._masks: dict[str, Mask] = {}
         # One vote at a time. Python runs one thread at a time anyhow; sixteen that vote at once take the
         # interpreter from each other some two hundred times a vote, and get half as much done.
@@ -86,6 +90,8 @@ class Coordinator:
         self._refreshing = Lock()
         self._revision = Revision(0, 0)
         self._refresh()
+        if healed is not None:
+            healed.backbone()  # read now, not when the first device waits
 
     def _refresh(self) -> None:
         """Take in what was recorded, removed and restored since, by whichever process."""
@@ -116,10 +122,15 @@ class Coordinator:
     def assign(self, task: TaskDescription, contributor: str = "") -> Assignment:
         """Vote, cut, send: a sub-network that the nearest tasks' masks chose, within the budget.
 
-        The same request again gets the same answer. Errors as of `exchange.Coordinator`, and AccessError
-        if the request was assigned to another contributor; "" is one without a name.
+        A device that is ready to wait has its network healed first, where there is a healer. The same
+        request again gets the same mask, with weights that may be better by then. Errors as of
+        `exchange.Coordinator`, and AccessError if the request was assigned to another contributor; "" is
+        one without a name.
         """
         choice = self.choose(task, contributor)
+        healing = self.begin_healing(choice.mask, task.budget.wait_seconds)
+        if healing is not None:
+            healing.result()
         return Assignment(**vars(choice), subnetwork=self.cut(choice.mask))
 
     def choose(self, task: TaskDescription, contributor: str = "") -> Choice:
@@ -138,16 +149,45 @@ class Coordinator:
         return self._library.assigned(voted).choice
 
     def chosen(self, request_id: str, contributor: str | None = None) -> Choice:
-        """What a request was assigned before. InputError if it never was, AccessError if to another."""
+        """What a request was assigned before. Errors as of `asked`."""
+        return self.asked(request_id, contributor).choice
+
+    def asked(self, request_id: str, contributor: str | None = None) -> StoredAssignment:
+        """A request and its assignment. InputError if it has none, AccessError if it is another's."""
         stored = self._library.assignment_of(request_id)
         if stored is None:
             raise InputError(f"request {request_id} was never assigned here; ask for a sub-network first")
         check_asker(request_id, stored.contributor, contributor)
-        return stored.choice
+        return stored
+
+    def begin_healing(self, mask: Mask, seconds: float) -> Future[None] | None:
+        """Let a mask's network be healed; done when `cut` has it, or after `seconds`, whichever is first.
+
+        This returns at once. None if there is nothing to wait for. To cancel it is to wait no more.
+        """
+        if self._healer is None or self._healed is None or not seconds > 0:
+            return None
+        return None if self._healed.has_network(mask) else self._healer.request(mask, seconds)
 
     def cut(self, mask: Mask) -> SubNetwork:
-        """The sub-network that a mask cuts out of the backbone."""
-        return SubNetwork.of(self._offer.backbone, self._weights, mask)
+        """The best sub-network of a mask that there is now, without waiting for a better one.
+
+        The one that was healed for this very mask, else what the mask cuts out of the healed backbone
+        if that was healed for about this share of units, else out of the backbone.
+        """
+        backbone = self._offer.backbone
+        if self._healed is not None:
+            if (own := self._healed.network(mask)) is not None:
+                return SubNetwork(backbone, mask, own, healed=True)
+            healed = self._healed.backbone()
+            if healed is not None and healed.covers(mask):
+                return SubNetwork.of(backbone, healed.weights, mask, healed=True)
+        return SubNetwork.of(backbone, self._weights, mask)
+
+    def edition(self, mask: Mask) -> str:
+        """A text for what `cut` gives now: as long as it stays the same, so does the network."""
+        healed = "" if self._healed is None else self._healed.edition(mask)
+        return f"{mask.pack().hex()} {healed}"
 
     def _vote(
         self, task: TaskDescription, neighbours: tuple[Neighbour, ...], contributor: str
@@ -158,7 +198,7 @@ class Coordinator:
         if task.method == "mvp":
             held = self._allot(task.budget.while_adapting, task)
         pruned = held != target
-        explored = (0,) * len(held) if pruned else self._explored(held)
+        explored = (0,) * len(held) if pruned else explored_units(structure, held, self._settings.explore)
         elected = elect(structure, ballots, task.method, held, self._importance)
         mask = elected.mask
         if ballots and any(explored):
@@ -172,13 +212,6 @@ class Coordinator:
             rounds=self._settings.rounds if pruned else 0,
             neighbours=neighbours,
             contributor=contributor,
-        )
-
-    def _explored(self, held: Counts) -> Counts:
-        """How many units of every group are given up for runners-up, as far as there are any."""
-        return tuple(
-            min(count - 1, units - count, round(self._settings.explore * count))
-            for count, units in zip(held, self._offer.structure.sizes, strict=True)
         )
 
     def _allot(self, budget: Budget, task: TaskDescription) -> Counts:

@@ -10,8 +10,9 @@ from typing import Literal
 
 from common.exchange import Neighbour, Origin
 
-Stage = Literal["describing", "adapting", "adapted", "failed"]
-"""A device describes its task, adapts what it is assigned, and ends in one of two ways."""
+Stage = Literal["describing", "healing", "adapting", "adapted", "failed"]
+"""A device describes its task, waits while its network is healed if it is ready to, adapts what it is
+assigned, and ends in one of two ways."""
 
 Failure = Literal["unreachable", "silent", "device", "refused", "server", "unfinished"]
 """Why a device failed: it has left; no reply came in time; it replied with an error; what it replied

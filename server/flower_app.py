@@ -1,56 +1,30 @@
 """The Flower door of the server: devices are served as they appear, and none waits for a slower one.
 
 Flower's server asks and its nodes answer. Each node is asked for its task's signature and made the
-offer in one message (`query.signature`); its reply is assigned a sub-network (`train.adapt`); and what
-comes back is recorded, so that it votes for whoever is asked next.
+offer in one message (`query.signature`); its reply is assigned a sub-network (`train.adapt`), once that
+is healed if the device is ready to wait; and what comes back is recorded, so that it votes for whoever
+is asked next.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.backbone import Weights, pretrained_weights, read_weights
-from common.errors import InputError, LibraryError, MaskvoteError
 from common.files import write_whole
-from common.proto_codec import (
-    decode_contribution,
-    decode_task_description,
-    encode_assignment,
-    encode_offer,
-)
-from common.record_codec import measured_of, message_of, pack
 from common.settings import FleetSettings, fleet_settings
 from server.coordinator import Coordinator, VotingSettings
-from server.fleet_report import HEADER, DeviceOutcome, Failure, FleetReport, row
+from server.fleet import Fleet, Watch
+from server.fleet_report import HEADER, DeviceOutcome, FleetReport
+from server.healer import healer_of
 from server.library import Library
+from server.library_healing import store_of
 
 __all__ = ["DeviceOutcome", "FleetReport", "FleetSettings", "Watch", "app", "serve_fleet", "server_app"]
-
-SIGNATURE, ADAPT = "query.signature", "train.adapt"
-
-GRACE_SECONDS = 2.0
-"""After a message's time is over, until it counts as lost: Flower reports it, but only if asked to."""
-
-MAX_REASON_CHARACTERS = 500
-
-FAILURE_OF: dict[int, Failure] = {
-    ErrorCode.MESSAGE_UNAVAILABLE: "silent",
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "silent",
-    ErrorCode.NODE_UNAVAILABLE: "unreachable",
-}
-"""What Flower's own errors mean for us; all others are the device's."""
-
-Watch = Callable[[DeviceOutcome], None]
-"""Called with what is known of a device whenever it comes to another stage."""
 
 # A child of Flower's own logger, so that `flwr log` shows it.
 logger = logging.getLogger("flwr.maskvote")
@@ -97,13 +71,23 @@ def serve_fleet(
     when the run is stopped: what was recorded until then stays in the library.
     """
     voting = VotingSettings(neighbours=settings.neighbours, explore=settings.explore)
-    fleet = Fleet(grid, Coordinator(library, weights, voting), settings, watch)
+    store = store_of(library)
+    with healer_of(library, store, weights, settings.heal_images, settings.heal_seconds) as healer:
+        coordinator = Coordinator(library, weights, voting, healed=store, healer=healer)
+        if healer is not None:
+            healer.start()  # its images are read before the first device waits
+        fleet = Fleet(grid, coordinator, settings, watch)
+        return _serve(fleet, library, settings)
+
+
+def _serve(fleet: Fleet, library: Library, settings: FleetSettings) -> FleetReport:
     began, entries_before = time.monotonic(), len(library)
     logger.info("%s", HEADER)
     try:
         done = False
         while not done:
             fleet.meet_newcomers()
+            fleet.send_healed()
             fleet.ask_for_signatures()
             if not fleet.hear_replies():
                 time.sleep(settings.poll_seconds)
@@ -129,203 +113,6 @@ def serve_fleet(
         if settings.report is not None:
             write_whole(settings.report, report.to_json().encode())
     return report
-
-
-@dataclass
-class _Visit:
-    """A device in flight: what is known of it, and until when its reply may come."""
-
-    outcome: DeviceOutcome
-    deadline: float
-
-
-class Fleet:
-    """The devices of one run: those that wait, those in flight, and how each one ended."""
-
-    def __init__(
-        self,
-        grid: Grid,
-        coordinator: Coordinator,
-        settings: FleetSettings,
-        watch: Watch | None = None,
-    ) -> None:
-        self.ended: list[DeviceOutcome] = []
-        self._grid = grid
-        self._coordinator = coordinator
-        self._structure = coordinator.offer().structure
-        self._offer, self._probe = encode_offer(coordinator.offer())
-        self._settings = settings
-        self._watch = watch
-        self._met: set[int] = set()
-        self._waiting: deque[int] = deque()
-        self._in_flight: dict[str, _Visit] = {}
-        self._began = self._last_news = self._last_look = time.monotonic()
-
-    @property
-    def waiting(self) -> int:
-        """How many nodes were met and not asked yet."""
-        return len(self._waiting)
-
-    def is_done(self) -> bool:
-        """Whether enough devices ended, none came for long, or the run's time is over."""
-        now, settings = time.monotonic(), self._settings
-        enough = 0 < settings.devices <= len(self.ended)
-        busy = self._in_flight or (self._waiting and not enough)
-        idle = not busy and now - self._last_news >= settings.idle_seconds
-        return enough or idle or now - self._began >= settings.max_seconds
-
-    def meet_newcomers(self) -> None:
-        """Let nodes that have appeared wait for their turn; one that comes back had it."""
-        newcomers = [node for node in self._grid.get_node_ids() if node not in self._met]
-        if newcomers:
-            self._last_news = time.monotonic()
-        self._met.update(newcomers)
-        self._waiting.extend(newcomers)
-
-    def ask_for_signatures(self) -> None:
-        """Make waiting nodes the offer, as many as may be in flight."""
-        settings = self._settings
-        while self._waiting and len(self._in_flight) < settings.at_once:
-            if 0 < settings.devices <= len(self.ended) + len(self._in_flight):
-                return
-            outcome = DeviceOutcome(
-                node=self._waiting.popleft(),
-                stage="describing",
-                bytes_down=len(self._offer),
-                probe_bytes=len(self._probe),
-            )
-            with self._judging(outcome):
-                self._send(outcome, SIGNATURE, pack(self._offer, self._probe))
-
-    def hear_replies(self) -> bool:
-        """Take every reply that has come a step further; whether there was any."""
-        if not self._in_flight:
-            return False
-        self._last_look = time.monotonic()
-        # By position: the parameter's name changes with Flower 1.43.
-        replies = list(self._grid.pull_messages(list(self._in_flight)))
-        for reply in replies:
-            visit = self._in_flight.pop(reply.metadata.reply_to_message_id, None)
-            if visit is not None:
-                with self._judging(visit.outcome):
-                    self._hear(visit.outcome, reply)
-        return bool(replies)
-
-    def give_up_on_lost_replies(self) -> None:
-        """End the visits whose time was over at the last look for replies.
-
-        That look may have taken minutes, as Flower waits for a reply that was sent in part; what others
-        have sent meanwhile is to be heard first.
-        """
-        late = [m for m, visit in self._in_flight.items() if self._last_look >= visit.deadline]
-        for message_id in late:
-            visit = self._in_flight.pop(message_id)
-            self._fail(visit.outcome, "silent", f"no reply in {self._settings.ttl_seconds:g} s")
-
-    def end(self) -> None:
-        """End the visits that are in flight still."""
-        for visit in self._in_flight.values():
-            self._fail(visit.outcome, "unfinished", f"the run ended while it was {visit.outcome.stage}")
-        self._in_flight.clear()
-
-    def _hear(self, outcome: DeviceOutcome, reply: Message) -> None:
-        if reply.has_error():
-            self._fail(outcome, FAILURE_OF.get(reply.error.code, "device"), _reason(reply.error))
-        elif outcome.stage == "describing":
-            self._assign(outcome, reply.content)
-        else:
-            self._record(outcome, reply.content)
-
-    def _assign(self, outcome: DeviceOutcome, content: RecordDict) -> None:
-        described = message_of(content)
-        task = decode_task_description(described)
-        assignment = self._coordinator.assign(task, _contributor(outcome))
-        message, network = encode_assignment(assignment)
-        assigned = replace(
-            outcome,
-            stage="adapting",
-            request=task.request_id,
-            classes=task.signature.classes,
-            origin=assignment.origin,
-            neighbours=assignment.neighbours,
-            bytes_down=outcome.bytes_down + len(message) + len(network),
-            bytes_up=len(described),
-        )
-        self._send(assigned, ADAPT, pack(message, network))
-
-    def _record(self, outcome: DeviceOutcome, content: RecordDict) -> None:
-        contributed = message_of(content)
-        contribution = decode_contribution(contributed, self._structure)
-        if contribution.request_id != outcome.request:
-            raise InputError(
-                f"node {outcome.node} asked as {outcome.request} and contributes as "
-                f"{contribution.request_id}; a device answers for its own request"
-            )
-        measured = measured_of(content)
-        self._coordinator.record(contribution, _contributor(outcome))
-        counts = contribution.mask.counts
-        adapted = replace(
-            outcome,
-            stage="adapted",
-            partition=measured.partition,
-            counts=counts,
-            parameters=self._structure.parameters(counts, outcome.classes),
-            held_parameters=measured.parameters,
-            bytes_up=outcome.bytes_up + len(contributed),
-            accuracies=measured.accuracies,
-            seconds=measured.seconds,
-        )
-        self._end(adapted)
-
-    def _send(self, outcome: DeviceOutcome, kind: str, content: RecordDict) -> None:
-        """Send one message; Flower gives an empty id, or none, where the node has left."""
-        ttl = self._settings.ttl_seconds
-        ids = list(self._grid.push_messages([Message(content, outcome.node, kind, ttl=ttl)]))
-        if not ids or not ids[0]:
-            self._fail(outcome, "unreachable", "the node left before it could be sent a message")
-            return
-        self._in_flight[ids[0]] = _Visit(outcome, time.monotonic() + ttl + GRACE_SECONDS)
-        self._tell(outcome)
-
-    @contextmanager
-    def _judging(self, outcome: DeviceOutcome) -> Iterator[None]:
-        """Let an error end this device's visit, and no other's."""
-        try:
-            yield
-        except LibraryError as error:
-            self._fail(outcome, "server", str(error))
-        except MaskvoteError as error:
-            self._fail(outcome, "refused", str(error))
-        except Exception as error:
-            logger.exception("serving node %d", outcome.node)
-            self._fail(outcome, "server", repr(error))
-
-    def _fail(self, outcome: DeviceOutcome, failure: Failure, error: str) -> None:
-        self._end(replace(outcome, stage="failed", failure=failure, error=error))
-
-    def _end(self, outcome: DeviceOutcome) -> None:
-        self.ended.append(outcome)
-        self._last_news = time.monotonic()
-        logger.info("%s", row(outcome))
-        self._tell(outcome)
-
-    def _tell(self, outcome: DeviceOutcome) -> None:
-        if self._watch is None:
-            return
-        try:
-            self._watch(outcome)
-        except Exception:  # whoever only watches stops nothing
-            logger.exception("watching node %d", outcome.node)
-
-
-def _contributor(outcome: DeviceOutcome) -> str:
-    return f"flower:{outcome.node}"
-
-
-def _reason(error: Error) -> str:
-    """Its last line: a device's own sentence, or what a traceback ends with; never control characters."""
-    lines = (error.reason or "").strip().splitlines() or [f"an error of code {error.code}"]
-    return "".join(c if c.isprintable() else " " for c in lines[-1])[:MAX_REASON_CHARACTERS]
 
 
 app = server_app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -18,6 +20,7 @@ from common.grpc_codec import (
     encode_part,
     encode_terms,
 )
+from common.mask import Mask
 from common.proto_codec import (
     check_at_most,
     decode_contribution,
@@ -32,7 +35,7 @@ from server.grpc_calls import Call, Method, Workers, unary
 from server.spool import Spool
 
 PROBE = "probe"
-"""The key of the probe's file in the spool; those of sub-networks are their masks."""
+"""The key of the probe's file in the spool; those of sub-networks are their editions."""
 
 
 class DeviceService:
@@ -93,9 +96,19 @@ class DeviceService:
     async def _fetch_subnetwork(self, call: Call) -> None:
         request_id, resume = decode_fetch_subnetwork(await call.message())
         call.facts["request"] = request_id
-        choice = await self._cutters.run(self._coordinator.chosen, request_id, call.caller.name)
-        key = choice.mask.pack().hex()
-        await self._send(call, resume, key, lambda: self._coordinator.cut(choice.mask).to_bytes())
+        asked = await self._cutters.run(self._coordinator.asked, request_id, call.caller.name)
+        mask = asked.mask
+        await self._wait_for_healing(mask, asked.description.budget.wait_seconds, call)
+        key = self._coordinator.edition(mask)
+        await self._send(call, resume, key, lambda: self._coordinator.cut(mask).to_bytes())
+
+    async def _wait_for_healing(self, mask: Mask, seconds: float, call: Call) -> None:
+        """Wait, without a thread, for as long as the device is ready to, or until it hangs up."""
+        healing = self._coordinator.begin_healing(mask, seconds)
+        if healing is not None:
+            began = time.monotonic()
+            await asyncio.wrap_future(healing)
+            call.facts["waited_milliseconds"] = round(1000 * (time.monotonic() - began), 2)
 
     async def _send(self, call: Call, resume: Resume | None, key: str, make: Callable[[], Data]) -> None:
         """Send a payload in parts, from where its receiver has got to."""

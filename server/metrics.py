@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from common.errors import LibraryError
 from server.entries import Statistics
+from server.healer import HealerStatistics
 
 UP = "Whether the library can be read."
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
@@ -21,12 +22,18 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 class Metrics:
     """Numbers of one server, in a registry of their own."""
 
-    def __init__(self, statistics: Callable[[], Statistics]) -> None:
-        """`statistics` are the library's, asked for whenever somebody looks."""
+    def __init__(
+        self,
+        statistics: Callable[[], Statistics],
+        healing: Callable[[], HealerStatistics] | None = None,
+    ) -> None:
+        """`statistics` are the library's, `healing` the healer's, asked for whenever somebody looks."""
         self.registry = CollectorRegistry()
         for process in (ProcessCollector, PlatformCollector, GCCollector):
             process(registry=self.registry)
         self.registry.register(_LibraryCollector(statistics))
+        if healing is not None:
+            self.registry.register(_HealerCollector(healing))
 
         self._calls = Counter(
             "maskvote_calls", "Calls that ended.", ["method", "status"], registry=self.registry
@@ -76,3 +83,23 @@ class _LibraryCollector:
             ("file_bytes", "Size of the library's file.", statistics.file_bytes),
         ):
             yield GaugeMetricFamily(f"maskvote_library_{name}", text, value=value)
+
+
+class _HealerCollector:
+    """What the healer has done."""
+
+    def __init__(self, statistics: Callable[[], HealerStatistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        statistics = self._statistics()
+        networks = CounterMetricFamily(
+            "maskvote_healings", "Networks that were to be healed for one mask.", labels=["outcome"]
+        )
+        for outcome in ("healed", "stopped", "failed"):
+            networks.add_metric([outcome], getattr(statistics, outcome))
+        yield networks
+        yield CounterMetricFamily("maskvote_healing_seconds", "Spent on them.", statistics.seconds)
+        yield GaugeMetricFamily(
+            "maskvote_healings_waiting", "Networks that devices wait for.", value=statistics.waiting
+        )

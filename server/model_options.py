@@ -1,13 +1,15 @@
-"""What commands share that take a timm model: its options, and the progress of its proof."""
+"""What commands share that take a timm model: its options, weights, and the progress of its proof."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
+from common.backbone import Backbone, Weights, pretrained_weights, read_weights
 from common.command_line import progress
 
 
@@ -29,6 +31,18 @@ def model_options(command: Callable) -> Callable:
     ):
         command = option(command)
     return command
+
+
+CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
+)
+
+
+def backbone_weights(backbone: Backbone, checkpoint: Path | None) -> Weights:
+    """The weights in a checkpoint, else those that timm publishes. WeightsError where they are no use."""
+    return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
 
 
 def key_values(pairs: tuple[str, ...]) -> dict[str, object]:

@@ -15,11 +15,16 @@ from common.backbone import pretrained_weights, read_weights
 from common.command_line import settings_option
 from common.errors import InputError
 from common.exchange import Limits
+from server import healer
 from server.coordinator import VotingSettings
 from server.library import Library
 from server.serving import GRACE_SECONDS, ServeSettings, Tls, serving
 
 PATH = click.Path(path_type=Path)
+
+HEAL_IMAGES = click.option("--heal-images", type=PATH, help="Public images, in any layout, to "
+                           "heal networks on for devices that are ready to wait.")  # fmt: skip
+HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="For one such network.")
 
 
 @click.command()
@@ -35,6 +40,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--metrics", "metrics_address", help="HOST:PORT for Prometheus to read.")
 @settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
 @settings_option("--explore", default=VotingSettings.explore, help="Share of units that are runners-up.")
+@HEAL_IMAGES
+@HEAL_SECONDS
 @settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
@@ -52,6 +59,8 @@ def serve(
     metrics_address: str | None,
     neighbours: int,
     explore: float,
+    heal_images: Path | None,
+    heal_seconds: float,
     calls_per_minute: int,
     concurrent_calls: int,
     grace: float,
@@ -72,6 +81,8 @@ def serve(
         limits=Limits(calls_per_minute=calls_per_minute, concurrent_calls=concurrent_calls),
         voting=VotingSettings(neighbours=neighbours, explore=explore),
         grace_seconds=grace,
+        heal_images=heal_images,
+        heal_seconds=heal_seconds,
     )
     log_to_stderr()
     with Library.open(library) as opened:
@@ -104,8 +115,18 @@ async def _until_told_to_stop(library: Library, weights: dict, settings: ServeSe
         await told.wait()
 
 
+class _Noted(logging.Handler):
+    """What is said by parts of the server that others use too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = None if record.exc_info is None else record.exc_info[1]
+        structlog.get_logger("maskvote").log(record.levelno, record.getMessage(), exc_info=error)
+
+
 def log_to_stderr() -> None:
     """One line an event on stderr: JSON, or coloured words where somebody is looking."""
+    logging.getLogger("maskvote").handlers = [_Noted(logging.INFO)]
+    logging.getLogger("maskvote").setLevel(logging.INFO)
     to_a_person = sys.stderr.isatty()
     structlog.configure(
         processors=[

@@ -24,12 +24,14 @@ from common.exchange import Limits
 from common.grpc_channel import host_and_port, is_loopback
 from common.grpc_codec import DEVICES
 from common.proto_codec import MAX_MESSAGE_BYTES
+from server import healer
 from server.access import Access
 from server.coordinator import Coordinator, VotingSettings
 from server.grpc_calls import Calls, Workers
 from server.grpc_service import DeviceService
 from server.health import Health
 from server.library import Library
+from server.library_healing import store_of
 from server.metrics import Metrics
 from server.operator_codec import OPERATORS
 from server.operator_service import OperatorService
@@ -126,6 +128,9 @@ class ServeSettings:
     limits: Limits = field(default_factory=Limits)
     voting: VotingSettings = field(default_factory=VotingSettings)
     grace_seconds: float = GRACE_SECONDS
+    heal_images: Path | None = None
+    """Public images below a directory, to heal networks on for devices that are ready to wait."""
+    heal_seconds: float = healer.SECONDS
 
     def __post_init__(self) -> None:
         host, _ = host_and_port(self.address)
@@ -149,18 +154,24 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
     """Serve a library until the context is left: then nothing new is taken, and what runs may end.
 
     Gives the port that is listened on. InputError where an address cannot be used, MismatchError for
-    weights of another backbone.
+    weights of another backbone, TaskDataError where there are no images to heal on.
     """
     _allow_many_files()
-    coordinator = Coordinator(library, weights, settings.voting)
     access = Access(
         lambda token: identify(library, token),
         certificates=settings.tls is not None and settings.tls.client_ca is not None,
         anonymous=settings.anonymous,
     )
-    metrics = Metrics(library.statistics)
     spool = Spool(settings.spool)
     with ExitStack() as threads:
+        healed = store_of(library)
+        healing = threads.enter_context(
+            healer.healer_of(library, healed, weights, settings.heal_images, settings.heal_seconds)
+        )
+        coordinator = Coordinator(library, weights, settings.voting, healed=healed, healer=healing)
+        if healing is not None:
+            healing.start()  # its images are read before the first device waits
+        metrics = Metrics(library.statistics, None if healing is None else lambda: healing.statistics)
 
         def workers(count: int) -> Workers:
             return Workers(threads.enter_context(ThreadPoolExecutor(count)))
@@ -183,6 +194,8 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
             finally:
                 logger.info("stopping", grace_seconds=settings.grace_seconds)
                 health.end()
+                if healing is not None:
+                    healing.close()  # who waits gets what is there
                 await server.stop(settings.grace_seconds)
         finally:
             stop_metrics()

@@ -110,6 +110,16 @@ def elect(
     return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), "vote", scores)
 
 
+def explored_units(structure: Structure, held: Counts, share: float) -> Counts:
+    """How many units of every group are given up for runners-up: a share of those held, as far as there
+    are others, and one stays.
+    """
+    return tuple(
+        min(count - 1, units - count, round(share * count))
+        for count, units in zip(held, structure.sizes, strict=True)
+    )
+
+
 def with_runners_up(
     elected: Mask, scores: Scores, explored: Counts, seed: int, tie_break: Scores | None = None
 ) -> Mask:

@@ -1,5 +1,6 @@
 """A device's state directory: the next process finds what it keeps, and takes nothing else for it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from client.state import State
 from common.errors import InputError
 from common.exchange import Receipt
 from common.fine_tune import FineTuneSettings
+from common.subnetwork import SubNetwork
 from server.coordinator import Coordinator
 
 SETTINGS = FineTuneSettings(iterations=1, batch_size=8, fit_images=24)
@@ -63,6 +65,27 @@ def test_every_step_is_there_in_another_process(directory, done):
     assert network.classes == ("class0", "class1", "class2")
     for name, tensor in done["adaptation"].adapted.network.state_dict().items():
         assert torch.equal(network.network.state_dict()[name], tensor)
+
+
+def test_whether_the_network_was_healed_is_kept_and_old_states_say_no(tmp_path, done, weights):
+    assignment = done["assignment"]
+    sent = assignment.subnetwork
+    healed = replace(
+        assignment, subnetwork=SubNetwork(sent.backbone, sent.mask, sent.weights, healed=True)
+    )
+    adapted = done["adaptation"].adapted
+    adaptation = Adaptation.of(healed, adapted, done["adaptation"].contribution)
+    assert adaptation.healed
+    directory = fill(tmp_path / "healed", done | {"assignment": healed, "adaptation": adaptation})
+    with State(directory) as state:
+        assert state.assignment.subnetwork.healed
+        assert state.adaptation.healed
+    measured = directory / "measured.json"
+    old = json.loads(measured.read_text())
+    del old["healed"]
+    measured.write_text(json.dumps(old))
+    with State(directory) as state:
+        assert not state.adaptation.healed
 
 
 def test_the_assignment_is_kept_as_it_came_whatever_is_made_of_it(directory, done, task):

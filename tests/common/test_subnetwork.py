@@ -155,6 +155,17 @@ def test_a_subnetwork_is_what_the_mask_cuts_and_its_file_holds_it(model, keep):
     assert same(whole.weights, before)
 
 
+@pytest.mark.parametrize("healed", [True, False])
+def test_a_file_says_whether_its_tensors_are_healed_and_else_nothing_of_it(ours, healed):
+    mask = random_mask(ours.structure, 0.3)
+    cut_now = SubNetwork.of(ours.backbone, ours.weights, mask, healed=healed)
+    given = SubNetwork(ours.backbone, mask, cut_now.weights, healed)
+    assert bytes(given.to_bytes()) == bytes(cut_now.to_bytes())
+    received = SubNetwork.from_bytes(cut_now.to_bytes(), ours.structure)
+    assert received.healed == healed
+    assert (b'"healed"' in bytes(cut_now.to_bytes())) == healed
+
+
 def test_weights_of_any_layout_and_with_gradients_can_be_cut(ours):
     """Channels last, as convolutions on a CPU like them, and parameters straight from a network."""
     mask = random_mask(ours.structure, 0.3)

@@ -199,7 +199,7 @@ def test_a_look_for_replies_that_takes_long_costs_no_device_its_visit(
             time.sleep(0.6)
             return []
 
-    monkeypatch.setattr("server.flower_app.GRACE_SECONDS", 0)
+    monkeypatch.setattr("server.fleet.GRACE_SECONDS", 0)
     grid = SlowOnce(client_app(devices), partitions(1))
     (device,) = serve_fleet(grid, library, weights, replace(settings, ttl_seconds=0.5)).devices
     assert device.stage == "adapted"

@@ -1,0 +1,148 @@
+"""maskvote-server heal: teach the backbone, on public images, to bear being cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import torch
+
+from common.command_line import progress, settings_option, show, show_json
+from common.errors import InputError
+from server.admission import check_weights
+from server.drawn_votes import KeepRatios
+from server.healing import HealingSettings, Watch
+from server.library import Library
+from server.library_healing import Healing, heal_library, store_of
+from server.model_options import CHECKPOINT, backbone_weights
+from server.operate_cli import JSON
+from server.public_images import MOST_IMAGES, public_images
+
+
+@click.command()
+@click.argument("library", type=click.Path(path_type=Path))
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A directory of images that you may use, in any layout: labels are not needed.",
+)
+@CHECKPOINT
+@settings_option(
+    "--keep-ratio",
+    nargs=2,
+    type=float,
+    default=(KeepRatios.low, KeepRatios.high),
+    metavar="LOW HIGH",
+    help="Shares of units that devices will ask for.",
+)
+@settings_option("--iterations", type=click.IntRange(min=1), default=HealingSettings.iterations)
+@click.option("--seconds", type=float, help="Heal at most so long; without it, all iterations.")
+@settings_option(
+    "--most-images",
+    type=click.IntRange(min=2),
+    default=MOST_IMAGES,
+    help="Use at most so many, drawn by lot.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one.")
+@settings_option("--seed", default=0)
+@JSON
+def heal(
+    library: Path,
+    images: Path,
+    checkpoint: Path | None,
+    keep_ratio: tuple[float, float],
+    iterations: int,
+    seconds: float | None,
+    most_images: int,
+    device: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Heal LIBRARY's backbone: whatever is cut out of it then starts nearer to the whole.
+
+    It learns, on images of yours, to give its own features through masks that the library votes for. A
+    server that is running takes it up with the next network it sends. What it comes to lies in
+    LIBRARY.healed, which may be deleted.
+
+    Example: maskvote-server heal birds.db --images photographs
+    """
+    ratios = KeepRatios(*keep_ratio)
+    settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
+    place = _device(device)
+    with Library.open(library) as opened:
+        store = store_of(opened)
+        store.check()
+        backbone = opened.offer.backbone
+        weights = backbone_weights(backbone, checkpoint)
+        check_weights(weights, opened.weights_digest)
+        weights = {name: tensor.to(place) for name, tensor in weights.items()}
+        with _bars() as bar:
+            public = public_images(
+                images, backbone, weights, store, most=most_images, seed=seed, watch=bar("Features")
+            )
+            healing = heal_library(
+                opened, weights, public, ratios, settings, seed=seed, watch=bar("Healing")
+            )
+        store.put_backbone(healing.healed)
+    _tell(library, store.directory, healing, as_json)
+
+
+def _device(name: str | None) -> str:
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise InputError("there is no cuda device that this torch can use; give --device cpu")
+    return name or ("cuda" if there else "cpu")
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str], Watch]]:
+    """Makes progress bars, each by its name."""
+    with progress() as bars:
+
+        def bar(name: str) -> Watch:
+            added = None
+
+            def watch(done: int, total: int) -> None:
+                nonlocal added
+                if added is None:
+                    added = bars.add_task(name, total=total)
+                bars.update(added, completed=done)
+
+            return watch
+
+        yield bar
+
+
+def _tell(library: Path, directory: Path, healing: Healing, as_json: bool) -> None:
+    healed = healing.healed
+    if as_json:
+        show_json(
+            healed.facts
+            | {
+                "store": str(directory),
+                "distance": {
+                    "keep_ratio": round(healing.keep_ratio, 4),
+                    "before": healing.distance_before,
+                    "after": healing.distance_after,
+                },
+            }
+        )
+        return
+    show(
+        f"{library}: healed backbone",
+        ["what", "number"],
+        [
+            ["keep ratios", f"{healed.low:g}-{healed.high:g}"],
+            ["entries that voted", f"{healed.entries:,}"],
+            ["public images", f"{healed.images:,}"],
+            ["iterations", f"{healed.iterations:,}"],
+            ["seconds", f"{healed.seconds:,.1f}"],
+            ["distance before", f"{healing.distance_before:.3f}"],
+            ["distance after", f"{healing.distance_after:.3f}"],
+        ],
+        f"distance: of features from the whole backbone's, at a keep ratio of {healing.keep_ratio:.1%}; "
+        "0 is none, 1 is what knows nothing.",
+    )
