@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -16,20 +15,19 @@ import numpy as np
 from safetensors.torch import save
 
 from common.backbone import Backbone, pretrained_weights, read_weights
-from common.command_line import progress, run, settings_option, show, show_json
+from common.command_line import run, settings_option, show, show_json
 from common.errors import InputError
 from common.exchange import METHODS, Method
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
 from common.pruning import PruningSettings
-from common.tensor_file import read_tensors
 from server.founding import found_library
 from simulations.baselines import ALTERNATIVES
 from simulations.demo import DemoSettings, demo_backbone, demo_weights, device_tasks, library_pool
 from simulations.devices import lay_out
+from simulations.experiment_cli import classes_of, experiment
 from simulations.fleet import (
     FleetRun,
-    Watch,
     alternatives_in_processes,
     devices_through_flower,
     record_of,
@@ -37,6 +35,8 @@ from simulations.fleet import (
     worker_processes,
 )
 from simulations.plots import curves
+from simulations.report_cli import report
+from simulations.stages import Watch, stages
 from simulations.tasks import ClassPool, TaskChoice, draw_tasks, read_pool
 
 RUNS = click.option(
@@ -53,6 +53,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the record in
 @click.version_option(package_name="maskvote")
 def cli() -> None:
     """Simulate fleets of devices on one machine."""
+
+
+cli.add_command(experiment)
+cli.add_command(report)
 
 
 def main() -> None:
@@ -81,7 +85,7 @@ def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool)
         seed_pruning=PruningSettings(rounds=5),
     )
     backbone = demo_backbone(settings)
-    with _stages(as_json) as watch:
+    with stages(as_json) as watch:
         checkpoint = demo_weights(
             backbone, settings, out, lambda done, total: watch("pre-training the backbone", done, total)
         )
@@ -183,14 +187,14 @@ def fleet(
         seed=seed,
     )
     backbone = Backbone.from_timm(
-        model, num_classes=num_classes or _classes_of(checkpoint, model), image_size=image_size
+        model, num_classes=num_classes or classes_of(checkpoint, model), image_size=image_size
     )
     directory = _new_directory(out, "fleet")
     if checkpoint is None:
         checkpoint = directory / "backbone.safetensors"
         write_whole(checkpoint, save(pretrained_weights(backbone)))
     read_weights(checkpoint, backbone)
-    with _stages(as_json) as watch:
+    with stages(as_json) as watch:
         pool = read_pool(data, backbone, lambda done, n: watch("reading photographs", done, n))
         drawn = np.random.default_rng(seed)
         seeds = draw_tasks(len(pool.names), library_tasks, ways, drawn, "library")
@@ -207,18 +211,6 @@ def fleet(
             watch,
         )
     _finish(record, directory, as_json)
-
-
-def _classes_of(checkpoint: Path | None, model: str) -> int | None:
-    """How many classes a checkpoint has, from its own classifier."""
-    if checkpoint is None:
-        return None
-    name = f"{Backbone.from_timm(model).classifier}.weight"
-    try:
-        weights, _ = read_tensors(read_whole(checkpoint))
-        return weights[name].shape[0]
-    except (InputError, LookupError):
-        return None  # reading the weights says what is wrong with the file
 
 
 def _run_fleet(
@@ -266,22 +258,6 @@ def _run_fleet(
         )
     took = {"seconds": round(time.perf_counter() - began, 1)}
     return record_of(title, settings, library, outcomes, {**extra, **took})
-
-
-@contextmanager
-def _stages(quiet: bool) -> Iterator[Watch]:
-    """A progress bar for every stage, as it comes."""
-    with progress() as bars:
-        known: dict[str, Any] = {}
-
-        def watch(stage: str, done: int, total: int) -> None:
-            if stage not in known:
-                known[stage] = bars.add_task(stage.capitalize(), total=total)
-                if bars.disable and not quiet:
-                    click.echo(f"{stage} ...", err=True)
-            bars.update(known[stage], completed=done, total=total)
-
-        yield watch
 
 
 def _new_directory(out: Path, kind: str) -> Path:

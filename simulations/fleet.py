@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,7 +34,9 @@ from common.task_data import load_folder
 from server.budget import allot
 from server.founding import seed_library
 from server.library import Library
-from simulations.baselines import ALTERNATIVES, Contest
+from simulations.baselines import alternative
+from simulations.contest import Contest
+from simulations.stages import Watch
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,6 @@ class FleetRun:
     def way(self) -> str:
         """What the fleet's own way is called in tables and plots."""
         return f"{self.method.upper()} vote"
-
-
-Watch = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done of it, and what there is to do."""
 
 
 @contextmanager
@@ -228,7 +226,7 @@ def _one_alternative(
         run.seed,
         run.evaluate_at,
     )
-    return ALTERNATIVES[way](contest).accuracies
+    return alternative(way, contest).accuracies
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,22 +14,28 @@ from torch import Tensor
 from common.backbone import Backbone
 from common.errors import TaskDataError
 from common.task_data import IMAGE_SUFFIXES, PixelImages, Task, pixel_transform, read_pixels
+from simulations.domains import DOMAINS
 
 Watch = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
 
+Kind = Literal["close", "random"]
+"""How a task's classes lie to each other."""
+
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """A task before its data: its name, and the classes of the pool that it tells apart."""
+    """A task before its data: its name, the classes of the pool that it tells apart, and their domain."""
 
     name: str
     classes: tuple[int, ...]
+    domain: str = "plain"
 
     def relatedness(self, other: TaskChoice) -> float:
-        """The share of classes in common (intersection over union), in [0, 1]."""
+        """The share of classes in common (intersection over union), in [0, 1]; half in another domain."""
         mine, theirs = set(self.classes), set(other.classes)
-        return len(mine & theirs) / len(mine | theirs)
+        same = 1.0 if self.domain == other.domain else 0.5
+        return same * len(mine & theirs) / len(mine | theirs)
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ class ClassPool:
         Training images are dealt to `owners`, so that two of them never share one; `images` is the
         most that each class keeps. All owners are judged by the same evaluation images.
         """
-        train = [self.train[k][owner::owners][:images] for k in choice.classes]
-        evaluation = [self.evaluation[k] for k in choice.classes]
+        shift = DOMAINS[choice.domain]
+        train = [shift(self.train[k][owner::owners][:images]) for k in choice.classes]
+        evaluation = [shift(self.evaluation[k]) for k in choice.classes]
         return Task(
             tuple(self.names[k] for k in choice.classes),
             self._labelled(train),
@@ -70,22 +78,49 @@ def draw_tasks(
     """`count` tasks of `ways` classes out of so many: by turns close (a window of the order, one in
     two taken) and random. Raises TaskDataError where there are too few classes.
     """
+    tasks = []
+    for number in range(count):
+        kind: Kind = "random" if number % 2 else "close"
+        chosen = draw_classes(classes, ways, kind, generator)
+        tasks.append(TaskChoice(f"{prefix}{number:02d}-{kind}", chosen))
+    return tasks
+
+
+def draw_mixture(
+    classes: int, count: int, ways: Sequence[int], generator: np.random.Generator, prefix: str
+) -> list[TaskChoice]:
+    """`count` tasks as a fleet brings them: of all these numbers of classes, close and random by turns,
+    every fourth in a domain of its own; the domains come one after the other.
+
+    The first n of a longer list are a list of n. Errors as of `draw_tasks`.
+    """
+    shifted = [name for name in DOMAINS if name != "plain"]
+    tasks = []
+    for number in range(count):
+        kind: Kind = "random" if number % 2 else "close"
+        size = ways[number // 2 % len(ways)]
+        domain = shifted[number // 4 % len(shifted)] if number % 4 == 3 else "plain"
+        chosen = draw_classes(classes, size, kind, generator)
+        tasks.append(TaskChoice(f"{prefix}{number:03d}-{kind}-{size}-{domain}", chosen, domain))
+    return tasks
+
+
+def draw_classes(classes: int, ways: int, kind: Kind, generator: np.random.Generator) -> tuple[int, ...]:
+    """`ways` of the classes, in ascending order: any, or every other of a window of their order.
+
+    Raises TaskDataError where there are too few classes.
+    """
     window = 2 * ways
     if classes < window:
         raise TaskDataError(
             f"{classes} classes are too few for close tasks of {ways}; at least {window} are needed"
         )
-    tasks = []
-    for number in range(count):
-        if number % 2 == 0:
-            start = int(generator.integers(0, classes - window + 1))
-            chosen = start + generator.choice(window, ways, replace=False)
-            kind = "close"
-        else:
-            chosen = generator.choice(classes, ways, replace=False)
-            kind = "random"
-        tasks.append(TaskChoice(f"{prefix}{number:02d}-{kind}", tuple(sorted(chosen.tolist()))))
-    return tasks
+    if kind == "close":
+        start = int(generator.integers(0, classes - window + 1))
+        chosen = start + generator.choice(window, ways, replace=False)
+    else:
+        chosen = generator.choice(classes, ways, replace=False)
+    return tuple(sorted(chosen.tolist()))
 
 
 def read_pool(path: Path, backbone: Backbone, watch: Watch | None = None) -> ClassPool:

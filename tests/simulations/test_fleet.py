@@ -19,8 +19,8 @@ from common.exchange import Budget
 from common.fine_tune import FineTuneSettings
 from common.task_data import load_folder
 from server.budget import allot
-from simulations.baselines import ALTERNATIVES, Contest
-from simulations.comparison import append, pending, recorded
+from simulations.baselines import ALTERNATIVES, alternative
+from simulations.contest import Contest
 from simulations.devices import lay_out
 from simulations.glyphs import render
 from simulations.plots import curves
@@ -97,25 +97,13 @@ def contest(pool: ClassPool, keep_ratio: float) -> Contest:
 
 
 @pytest.mark.parametrize("way", ALTERNATIVES)
-def test_every_alternative_but_the_dense_one_has_the_size_of_the_contest(pool, way):
+def test_every_alternative_but_the_dense_ones_has_the_size_of_the_contest(pool, way):
     terms = contest(pool, 0.3)
-    adapted = ALTERNATIVES[way](terms)
-    assert sorted(adapted.accuracies) == [0, 1, 2]
+    adapted = alternative(way, terms)
+    assert sorted(adapted.accuracies) == ([0] if way == "linear probe" else [0, 1, 2])
     held = sum(parameter.numel() for parameter in adapted.network.parameters())
-    counts = terms.structure.sizes if way == "dense" else terms.counts
+    counts = terms.structure.sizes if way in ("dense", "linear probe") else terms.counts
     assert held == terms.structure.parameters(counts, 3)
-
-
-def test_a_run_goes_on_where_its_records_end(tmp_path):
-    path, choice = tmp_path / "cells.jsonl", TaskChoice("t", (0, 1))
-    cells = [(0, choice, "SMSP"), (0, choice, "L1")]
-    append(path, {"seed": 0, "task": "t", "way": "SMSP"})
-    with path.open("a") as file:
-        file.write('{"seed": 0, "task": "t", "wa')  # the power was cut
-    assert [record["way"] for record in recorded(path)] == ["SMSP"]
-    assert pending(path, cells) == [(0, choice, "L1")]
-    append(path, {"seed": 0, "task": "t", "way": "L1"})
-    assert [record["way"] for record in recorded(path)] == ["SMSP", "L1"]
 
 
 def test_curves_are_drawn_from_the_record_alone(tmp_path):

@@ -1,0 +1,154 @@
+"""maskvote-sim experiment: what a figure needs is measured by one command, which also goes on with it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from common.backbone import Backbone
+from common.command_line import settings_option, show, show_json
+from common.errors import InputError
+from common.files import read_whole
+from common.tensor_file import read_tensors
+from server.model_options import model_options
+from simulations.experiments import EXPERIMENTS, Experiment
+from simulations.records import Record, read_records
+from simulations.run_directory import RunDirectory, RunSettings
+from simulations.running import cells_of, measure, prepare
+from simulations.stages import stages
+
+LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
+"""What --large asks for: days on two cores, an hour on a GPU."""
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option(
+    "--run", "path", required=True, type=click.Path(path_type=Path), help="The run's directory."
+)
+@click.option("--backbone", "model", help="A timm model name; begins a run.")
+@model_options
+@click.option("--checkpoint", default="", help="Safetensors file; without it, what timm publishes.")
+@click.option("--data", help="Where tasks come from: DIRECTORY (train/CLASS/*, val/CLASS/*), "
+              "torchvision:NAME:DIRECTORY, or glyphs.")  # fmt: skip
+@click.option("--public", default="", help="Public images to heal on, likewise.")
+@settings_option("--library-tasks", default=RunSettings.library_tasks)
+@settings_option("--tasks", "tasks_a_seed", default=RunSettings.tasks_a_seed, help="New tasks a seed.")
+@settings_option("--seeds", default=RunSettings.seeds)
+@settings_option("--images", default=RunSettings.images, help="Training images a class.")
+@click.option("--large", is_flag=True, help="200 library tasks, 20 new tasks for each of 5 seeds.")
+@click.option("--device", help="cpu or cuda; default: cuda where there is one.")
+@settings_option("--workers", default=2, help="Cells at a time, a processor each.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
+def experiment(
+    names: tuple[str, ...],
+    path: Path,
+    model: str | None,
+    num_classes: int | None,
+    image_size: int | None,
+    arguments: Mapping[str, Any],
+    checkpoint: str,
+    data: str | None,
+    public: str,
+    library_tasks: int,
+    tasks_a_seed: int,
+    seeds: int,
+    images: int,
+    large: bool,
+    device: str | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Measure what the experiments called NAME need, or all of them; without a NAME, tell what there is.
+
+    The first command for a run begins it, with --backbone and --data. The next need --run alone, and
+    measure what is missing; cells that failed are tried again. maskvote-sim report makes the figures.
+
+    Example: maskvote-sim experiment criteria --run runs/resnet18 --backbone resnet18 --checkpoint
+    resnet18.safetensors --image-size 64 --data photographs --public photographs-of-the-backbone
+    """
+    if not names:
+        show("Experiments", ["name", "cells a task", "question"],
+             [[e.name, len(e.ways), e.question] for e in EXPERIMENTS.values()])  # fmt: skip
+        return
+    chosen = _chosen(names)
+    if model is not None:
+        if data is None:
+            raise InputError("a run begins with a backbone and with data; give --data too")
+        settings = RunSettings(
+            model=model,
+            data=data,
+            public=public,
+            checkpoint=checkpoint,
+            num_classes=num_classes or classes_of(Path(checkpoint) if checkpoint else None, model),
+            image_size=image_size,
+            arguments=dict(arguments),
+            library_tasks=library_tasks,
+            tasks_a_seed=tasks_a_seed,
+            seeds=seeds,
+            images=images,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+        run = RunDirectory.begin(path, replace(settings, **LARGE) if large else settings)
+    else:
+        run = RunDirectory(path)
+    run.note_command(f"maskvote-sim {shlex.join(sys.argv[1:])}")
+    with stages(as_json) as watch:
+        prepare(run, chosen, workers, watch)
+        failed = measure(run, chosen, workers, watch)
+    records = read_records(run.cells)
+    if as_json:
+        wanted = {cell.key for e in chosen for cell in cells_of(run, e)}
+        show_json([vars(r) | {"way": r.way.to_json()} for r in records if r.key in wanted])
+    else:
+        for one in chosen:
+            _show(run, one, records)
+    for record in failed:
+        click.echo(f"{record.task}, {record.way.to_json()} failed: {record.error}", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def _chosen(names: tuple[str, ...]) -> list[Experiment]:
+    unknown = [name for name in names if name not in EXPERIMENTS and name != "all"]
+    if unknown:
+        raise InputError(
+            f"there is no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}, and all"
+        )
+    return list(EXPERIMENTS.values()) if "all" in names else [EXPERIMENTS[name] for name in names]
+
+
+def _show(run: RunDirectory, one: Experiment, records: list[Record]) -> None:
+    """Means over the tasks that are measured; the report has spreads and tests."""
+    by_key = {record.key: record for record in records}
+    cells = cells_of(run, one)
+    rows = []
+    for way in one.ways:
+        found = [by_key[c.key].values for c in cells if c.way == way and c.key in by_key]
+        names = dict.fromkeys([f"at {k}" for k in one.evaluate_at] + [one.value])
+        means = [
+            sum(values) / len(values) if (values := [v[name] for v in found if name in v]) else None
+            for name in names
+        ]
+        at = "" if one.x in ("way", "iterations") else getattr(way, one.x)
+        rows.append([one.line(way), at, len(found), *("" if m is None else f"{m:.1%}" for m in means)])
+    show(one.question, ["way", one.x if rows and rows[0][1] != "" else "", "tasks", *names], rows)
+
+
+def classes_of(checkpoint: Path | None, model: str) -> int | None:
+    """How many classes a checkpoint has, from its own classifier."""
+    if checkpoint is None:
+        return None
+    name = f"{Backbone.from_timm(model).classifier}.weight"
+    try:
+        weights, _ = read_tensors(read_whole(checkpoint))
+        return weights[name].shape[0]
+    except (InputError, LookupError):
+        return None  # reading the weights says what is wrong with the file

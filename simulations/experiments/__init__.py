@@ -1,0 +1,30 @@
+"""The experiments: the papers' findings, what a user would do instead, and what we add."""
+
+from simulations.experiments.budgets import KEEP_RATIO
+from simulations.experiments.criteria import CRITERIA, ITERATIONS
+from simulations.experiments.experiment import Experiment
+from simulations.experiments.healing import HEALING, HEALING_LENGTH
+from simulations.experiments.ideas import IDEAS
+from simulations.experiments.libraries import GROWTH, LIBRARY_SIZE, NEIGHBOURS
+from simulations.experiments.retrieval import PRIVACY, PROBE, SIMILARITY
+
+__all__ = ["EXPERIMENTS", "Experiment"]
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        CRITERIA,
+        ITERATIONS,
+        HEALING,
+        HEALING_LENGTH,
+        KEEP_RATIO,
+        LIBRARY_SIZE,
+        GROWTH,
+        NEIGHBOURS,
+        SIMILARITY,
+        PROBE,
+        PRIVACY,
+        IDEAS,
+    )
+}
+"""Name on the command line -> experiment."""

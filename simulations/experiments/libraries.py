@@ -1,0 +1,44 @@
+"""What the library has to be: how large, and how many of its tasks vote."""
+
+from simulations.experiments.experiment import Experiment
+from simulations.way import Way
+
+LIBRARY_SIZE = Experiment(
+    name="library-size",
+    question="What does a larger library bring, without healing?",
+    ways=(
+        *(Way("SMSP", iterations=25, entries=size) for size in (0, 5, 20, 60, 200)),
+        *(Way("MVP one-shot", iterations=25, entries=size) for size in (5, 20, 60, 200)),
+    ),
+    x="entries",
+    against=Way("SMSP", iterations=25, entries=0),
+)
+
+GROWTH = Experiment(
+    name="growth",
+    question="Does a library of contributions alone become useful, and what does the part of their masks "
+    "add that devices found themselves (grown) to what they had been sent (echoed)?",
+    ways=(
+        Way("SMSP", iterations=25, entries=0),
+        *(
+            Way("SMSP", iterations=25, entries=size, library=kind)
+            for kind in ("seeded", "grown", "echoed")
+            for size in (5, 20, 60)
+        ),
+    ),
+    x="entries",
+    line=lambda way: f"{way.name} of {way.library} tasks",
+    against=Way("SMSP", iterations=25, entries=0),
+)
+
+NEIGHBOURS = Experiment(
+    name="neighbours",
+    question="How many tasks should vote?",
+    ways=tuple(
+        Way(mask, iterations=25, neighbours=count)
+        for mask in ("SMSP", "farthest")
+        for count in (1, 3, 5, 10, 20)
+    ),
+    x="neighbours",
+    against=Way("SMSP", iterations=25),
+)

@@ -1,0 +1,43 @@
+"""Who is near: measures, probe, and privacy, by the recall of the truly nearest tasks and by accuracy."""
+
+from simulations.experiments.experiment import Experiment
+from simulations.way import Way
+
+SIMILARITY = Experiment(
+    name="similarity",
+    question="Which measure finds the tasks that share classes, and does the accuracy follow?",
+    ways=tuple(
+        Way("SMSP", iterations=25, similarity=measure)
+        for measure in ("class statistics", "LEEP", "LogME", "GBC", "random")
+    ),
+    x="way",
+    value="recall",
+    line=lambda way: way.similarity,
+    against=Way("SMSP", iterations=25),
+)
+
+PROBE = Experiment(
+    name="probe",
+    question="Does a small probe find the same neighbours as the whole backbone?",
+    ways=(Way("neighbours"), Way("neighbours", probe="backbone")),
+    x="way",
+    value="recall",
+    line=lambda way: way.probe,
+    against=Way("neighbours", probe="backbone"),
+    tasks=("new", "five", "shifted"),
+)
+
+PRIVACY = Experiment(
+    name="privacy",
+    question="What do private signatures cost, at 20, 50 and 100 images a class? (Noise 0 is none.)",
+    ways=tuple(
+        Way("neighbours", epsilon=epsilon, images=images)
+        for images in (20, 50, 100)
+        for epsilon in (0.0, 1.0, 2.0, 8.0)
+    ),
+    x="epsilon",
+    value="recall",
+    line=lambda way: f"{way.images} images a class",
+    against=Way("neighbours", images=50),
+    tasks=("new", "five", "shifted"),
+)

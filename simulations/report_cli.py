@@ -1,0 +1,38 @@
+"""maskvote-sim report: runs as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from common.command_line import settings_option, show_json
+from common.files import write_whole
+from simulations.experiments import EXPERIMENTS
+from simulations.report import page, read_runs, summary
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@settings_option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"))
+@click.option("--json", "as_json", is_flag=True, help="Print every number too, for scripts.")
+def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Write one page of what every RUN measured: figures, tables, tests, and what holds.
+
+    Several runs, of different backbones, stand side by side. The page needs no other file.
+
+    Example: maskvote-sim report runs/resnet18 runs/vit --out report.html
+    """
+    found = read_runs(runs, EXPERIMENTS)
+    write_whole(out, page(found).encode())
+    if as_json:
+        show_json(summary(found))
+        return
+    for run in found:
+        holds = [claim.holds for claim in run.claims]
+        click.echo(
+            f"{run.label}: {len(run.records):,} cells, {len(run.failed)} failed, {len(run.results)} "
+            f"experiments; of {len(holds)} numbers to reach {holds.count('yes')} hold, "
+            f"{holds.count('no')} do not"
+        )
+    click.echo(str(out))

@@ -1,0 +1,335 @@
+"""The directory of a run: one backbone, one library, and all that was measured on them.
+
+    run.json            settings, versions, and the commands that were run
+    structure.json      groups and their units
+    library.db          the library, seeded on its own tasks
+    library.jsonl       its tasks and masks, a line each
+    grown.db, echoed.db libraries of what devices gave back (see simulations.growing)
+    healed.safetensors  the backbone's weights, healed for what the library votes for
+    public.safetensors  the backbone's features of the public images
+    cells.jsonl         a record for every cell (see simulations.records)
+
+What is there is not made again: a run that was stopped goes on, and another experiment adds to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save
+
+from common.backbone import Backbone, Weights, pretrained_weights, read_weights
+from common.errors import InputError
+from common.files import read_whole, write_whole
+from common.fine_tune import FineTuneSettings
+from common.importance import magnitude
+from common.pruning import PruningSettings
+from common.structure import Structure
+from common.task_data import Task
+from common.tensor_file import read_tensors
+from server.coordinator import VotingSettings
+from server.drawn_votes import KeepRatios, drawn_votes
+from server.founding import found_library, seed_library
+from server.healing import HealingSettings, PublicImages, heal
+from server.library import Entry, Library
+from simulations.experiments.experiment import Tasks
+from simulations.growing import grow, request_of
+from simulations.pools import open_pool
+from simulations.tasks import ClassPool, TaskChoice, Watch, draw_mixture, draw_tasks
+from simulations.way import LibraryKind
+
+PUBLIC_IMAGES = 50_000
+"""At most so many public images are used."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all cells of a run have in common."""
+
+    model: str
+    data: str
+    """Where tasks come from: a directory, `torchvision:NAME:DIRECTORY`, or `glyphs`."""
+    public: str
+    """Where public images come from, likewise; "" is nowhere, and then nothing can be healed."""
+    checkpoint: str = ""
+    """Safetensors file; "" is what timm publishes."""
+    num_classes: int | None = None
+    image_size: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    library_tasks: int = 60
+    tasks_a_seed: int = 4
+    seeds: int = 3
+    images: int = 100
+    """Training images a class, of library tasks and of devices."""
+    keep_ratio: float = 0.1
+    """Of the library's masks."""
+    seeding: FineTuneSettings = field(
+        default_factory=lambda: FineTuneSettings(iterations=60, fit_images=512)
+    )
+    seed_pruning: PruningSettings = field(default_factory=lambda: PruningSettings(rounds=5))
+    healing: HealingSettings = field(default_factory=HealingSettings)
+    heal_ratios: KeepRatios = field(default_factory=KeepRatios)
+    device: str = "cpu"
+
+
+class RunDirectory:
+    """A run's files, read when they are first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "run.json").exists():
+            raise InputError(
+                f"{path} is no run: it has no run.json; give --backbone and --data to begin one"
+            )
+        data = json.loads(bytes(read_whole(self.path / "run.json")))
+        try:
+            given = data["settings"]
+            self.settings = RunSettings(
+                **{
+                    **given,
+                    "seeding": FineTuneSettings(**given["seeding"]),
+                    "seed_pruning": PruningSettings(**given["seed_pruning"]),
+                    "healing": HealingSettings(**given["healing"]),
+                    "heal_ratios": KeepRatios(**given["heal_ratios"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}/run.json is no run's ({error!r}); begin another run") from error
+
+    @classmethod
+    def begin(cls, path: Path, settings: RunSettings) -> RunDirectory:
+        """The directory of a new run. InputError where there is another one."""
+        path = Path(path)
+        file = path / "run.json"
+        if file.exists():
+            found = cls(path)
+            if found.settings != settings:
+                raise InputError(
+                    f"{path} is a run of other settings; leave out --backbone and --data to go on with "
+                    "it, or choose another directory"
+                )
+            return found
+        path.mkdir(parents=True, exist_ok=True)
+        record = {
+            "settings": asdict(settings),
+            "versions": versions(),
+            "commit": _commit(),
+            "commands": [],
+        }
+        write_whole(file, json.dumps(record, indent=1).encode())
+        return cls(path)
+
+    def note_command(self, command: str) -> None:
+        """Keep a command with the run that it was part of."""
+        data = json.loads(bytes(read_whole(self.path / "run.json")))
+        if command not in data["commands"]:
+            data["commands"].append(command)
+            write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
+
+    @property
+    def cells(self) -> Path:
+        """Where records go."""
+        return self.path / "cells.jsonl"
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone's description."""
+        s = self.settings
+        return Backbone.from_timm(
+            s.model, num_classes=s.num_classes, image_size=s.image_size, arguments=s.arguments
+        )
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its weights."""
+        checkpoint = self.settings.checkpoint
+        if not checkpoint:
+            return pretrained_weights(self.backbone)
+        return read_weights(Path(checkpoint), self.backbone)
+
+    @cached_property
+    def pool(self) -> ClassPool:
+        """The classes that tasks are drawn from."""
+        return open_pool(self.settings.data, self.backbone)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The structure that the library was founded with."""
+        with Library.open(self.path / "library.db") as library:
+            return library.offer.structure
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The library's entries, in the order in which their tasks were drawn."""
+        with Library.open(self.path / "library.db") as library:
+            found = {entry.contributor.removeprefix("operator:"): entry for entry in library.entries()}
+        return [found[choice.name] for choice in self.library_choices if choice.name in found]
+
+    def entries_of(self, kind: LibraryKind) -> list[Entry]:
+        """The entries of one of the run's libraries, in the order in which their tasks were drawn."""
+        if kind == "seeded":
+            return self.entries
+        with Library.open(self.path / f"{kind}.db") as library:
+            found = {entry.entry: entry for entry in library.entries()}
+        requests = [request_of(choice) for choice in self.library_choices]
+        return [found[request] for request in requests if request in found]
+
+    def grow(self, kind: LibraryKind, watch: Watch) -> None:
+        """Let the library's tasks come as devices to a library of their own."""
+        with Library.open(self.path / "library.db") as library:
+            offer, digest = library.offer, library.weights_digest
+        tasks = [(choice, partial(self.library_task, choice)) for choice in self.library_choices]
+        grow(
+            self.path / f"{kind}.db", offer, dict(self.weights), digest, tasks,
+            self.settings.keep_ratio, refined=kind == "grown", watch=watch,
+        )  # fmt: skip
+
+    @cached_property
+    def library_choices(self) -> list[TaskChoice]:
+        """The library's tasks: ten and five classes, close and random, every fourth in another domain."""
+        lot = np.random.default_rng(0)
+        return draw_mixture(len(self.pool.names), self.settings.library_tasks, (10, 5), lot, "library")
+
+    def library_task(self, choice: TaskChoice) -> Task:
+        """A library task's data: half of the images, devices have the other half."""
+        return self.pool.task(choice, owners=2, owner=0, images=self.settings.images)
+
+    def new_task(self, choice: TaskChoice, images: int | None = None) -> Task:
+        """A device's data; evaluation images are the same for both sides, and only judge."""
+        return self.pool.task(choice, owners=2, owner=1, images=images or self.settings.images)
+
+    def new_choices(self, kinds: Sequence[Tasks]) -> list[tuple[int, TaskChoice]]:
+        """The devices' tasks, each with its seed."""
+        count, classes = self.settings.tasks_a_seed, len(self.pool.names)
+        drawn: list[tuple[int, TaskChoice]] = []
+        for seed in range(self.settings.seeds):
+            lots = [np.random.default_rng([1000 + seed, number]) for number in range(3)]
+            if "new" in kinds:
+                drawn += [(seed, c) for c in draw_tasks(classes, count, 10, lots[0], f"new{seed}-")]
+            if "five" in kinds:
+                drawn += [(seed, c) for c in draw_tasks(classes, count, 5, lots[1], f"five{seed}-")]
+            if "shifted" in kinds:
+                mixture = draw_mixture(classes, 4 * count, (10,), lots[2], f"shifted{seed}-")
+                drawn += [(seed, c) for c in mixture if c.domain != "plain"]
+        return drawn
+
+    def found(self) -> None:
+        """The library without entries; its probe is fitted to some of its own side's images."""
+        file = self.path / "library.db"
+        if not file.exists():
+            everything = TaskChoice("all", tuple(range(len(self.pool.names))))
+            images = self.pool.task(everything, owners=2, owner=0, images=20).train
+            found_library(file, self.backbone, self.weights, images).close()
+        groups = [[group.name, group.units] for group in self.structure.groups]
+        write_whole(self.path / "structure.json", json.dumps({"groups": groups}).encode())
+
+    def seed(self, choice: TaskChoice) -> None:
+        """Prune the backbone iteratively on one of the library's tasks, and store its mask."""
+        with Library.open(self.path / "library.db") as library:
+            seed_library(
+                library,
+                self.weights,
+                [(choice.name, lambda: self.library_task(choice))],
+                keep_ratio=self.settings.keep_ratio,
+                settings=self.settings.seeding,
+                pruning=self.settings.seed_pruning,
+            )
+
+    def note_library(self) -> None:
+        """Write the library's tasks and masks for figures."""
+        choices = {choice.name: choice for choice in self.library_choices}
+        lines = []
+        for entry in self.entries:
+            choice = choices[entry.contributor.removeprefix("operator:")]
+            lines.append(
+                json.dumps(
+                    {
+                        "name": choice.name,
+                        "classes": choice.classes,
+                        "domain": choice.domain,
+                        "mask": base64.b64encode(entry.mask.pack()).decode(),
+                        "before": round(entry.accuracy_before, 4),
+                        "after": round(entry.accuracy_after, 4),
+                    }
+                )
+            )
+        write_whole(self.path / "library.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+    @cached_property
+    def public(self) -> PublicImages:
+        """The public images, and the backbone's features of them."""
+        return self.public_images(lambda done, total: None)
+
+    def public_images(self, watch: Watch) -> PublicImages:
+        """As `public`; `watch` is called where the features have to be computed."""
+        if not self.settings.public:
+            raise InputError("this run has no public images to heal on; begin one with --public")
+        pool = open_pool(self.settings.public, self.backbone)
+        everything = TaskChoice("public", tuple(range(len(pool.names))))
+        images = pool.task(everything, images=max(2, PUBLIC_IMAGES // len(pool.names))).train
+        file = self.path / "public.safetensors"
+        if not file.exists():
+            found = PublicImages.of(self.backbone, self.weights, images, watch)
+            write_whole(file, save({"features": found.features}))
+            return found
+        tensors, _ = read_tensors(read_whole(file))
+        return PublicImages(images, tensors["features"])
+
+    def heal(self, watch: Watch) -> None:
+        """Heal the backbone's weights for what the library votes for."""
+        if (self.path / "healed.safetensors").exists():
+            return
+        settings = self.settings
+        masks = drawn_votes(
+            self.structure,
+            [entry.mask for entry in self.entries],
+            magnitude(self.weights, self.structure),
+            settings.heal_ratios,
+            VotingSettings(),
+            seed=0,
+        )
+        public = self.public_images(watch)
+        healed = heal(
+            self.backbone,
+            {name: tensor.to(settings.device) for name, tensor in self.weights.items()},
+            masks,
+            public,
+            settings.healing,
+            torch.Generator().manual_seed(0),
+            watch=watch,
+        )
+        kept = {name: tensor.cpu().contiguous() for name, tensor in healed.items()}
+        write_whole(self.path / "healed.safetensors", save(kept))
+
+    @cached_property
+    def healed(self) -> Weights:
+        """The healed weights."""
+        return read_weights(self.path / "healed.safetensors", self.backbone)
+
+
+def versions() -> dict[str, str]:
+    """What was installed."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs; "" outside of one."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,0 +1,92 @@
+"""Running: what an experiment lacks is measured, in several processes; a failure is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import as_completed
+from functools import cache, partial
+from pathlib import Path
+
+from simulations.cells import Cells
+from simulations.experiments.experiment import Experiment
+from simulations.fleet import worker_processes
+from simulations.records import Cell, Record, append, pending, read_records
+from simulations.run_directory import RunDirectory
+from simulations.stages import Watch
+from simulations.tasks import TaskChoice
+
+
+def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
+    """All cells of an experiment, a way after the other: a run that is stopped has whole ways.
+
+    Ways that ask for more tasks than the run's library has are left out.
+    """
+    tasks = run.new_choices(experiment.tasks)
+    ways = [way for way in experiment.ways if (way.entries or 0) <= run.settings.library_tasks]
+    return [Cell(seed, choice, way) for way in ways for seed, choice in tasks]
+
+
+def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch) -> None:
+    """Found and seed the run's library, and heal its weights if a way of these wants them."""
+    run.found()
+    seeded = {entry.contributor.removeprefix("operator:") for entry in run.entries}
+    missing = [choice for choice in run.library_choices if choice.name not in seeded]
+    if missing:
+        with worker_processes(workers) as pool:
+            futures = [pool.submit(_seed, run.path, choice) for choice in missing]
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                watch("seeding the library", done, len(futures))
+        del run.entries
+    run.note_library()
+    ways = [way for experiment in experiments for way in experiment.ways]
+    for kind in sorted({way.library for way in ways} - {"seeded"}):
+        run.grow(kind, partial(watch, f"growing the {kind} library"))
+    if any(way.healing == "library" for way in ways):
+        run.heal(partial(watch, "healing the backbone"))
+
+
+def measure(
+    run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch
+) -> list[Record]:
+    """Measure the cells that have no record yet, and append theirs; those that failed.
+
+    A cell that several experiments share is measured at the points that any of them asks for.
+    """
+    points: dict[str, set[int]] = {}
+    cells: list[Cell] = []
+    for experiment in experiments:
+        for cell in cells_of(run, experiment):
+            points.setdefault(cell.key, set()).update(experiment.evaluate_at)
+            cells.append(cell)
+    waiting = pending(cells, read_records(run.cells))
+    failed = []
+    with worker_processes(workers) as pool:
+        futures = [
+            pool.submit(_measure, run.path, cell, tuple(sorted(points[cell.key]))) for cell in waiting
+        ]
+        for done, future in enumerate(as_completed(futures), start=1):
+            record = future.result()
+            append(run.cells, record)
+            if record.error is not None:
+                failed.append(record)
+            watch("measuring", done, len(futures))
+    return failed
+
+
+@cache
+def _open(path: Path) -> RunDirectory:
+    return RunDirectory(path)
+
+
+@cache
+def _cells(path: Path) -> Cells:
+    return Cells(_open(path))
+
+
+def _seed(path: Path, choice: TaskChoice) -> None:
+    _open(path).seed(choice)
+
+
+def _measure(path: Path, cell: Cell, evaluate_at: tuple[int, ...]) -> Record:
+    return _cells(path).measure(cell, evaluate_at)

@@ -1,0 +1,257 @@
+"""Experiments: from one command to records, on a small run of glyphs; what fails stops nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from glyph_tasks import glyph_backbone, random_weights
+from PIL import Image
+from safetensors.torch import save_file
+
+from common.backbone import Backbone
+from common.errors import InputError
+from common.exchange import Budget
+from common.fine_tune import FineTuneSettings
+from common.importance import magnitude
+from common.mask import Mask
+from common.pruning import PruningSettings
+from server.budget import allot
+from server.drawn_votes import KeepRatios
+from server.healing import HealingSettings
+from server.library import Library
+from simulations.cells import WAYS, Cells
+from simulations.cli import cli
+from simulations.experiments import EXPERIMENTS
+from simulations.experiments.experiment import Experiment
+from simulations.glyphs import SCRIPTS, render
+from simulations.pools import open_pool
+from simulations.records import Cell, pending, read_records
+from simulations.run_directory import RunDirectory, RunSettings
+from simulations.running import cells_of, measure, prepare
+from simulations.similarities import SIMILARITIES
+from simulations.tasks import draw_mixture
+from simulations.way import Way
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Nobody looks."""
+
+
+def write_pool(path: Path, characters: str, train: int, evaluation: int) -> str:
+    """Printed characters as a directory of images; its path."""
+    pixels, labels = render(characters, train + evaluation, size=32, seed=len(characters))
+    for k in range(len(characters)):
+        for number, image in enumerate(pixels[labels == k]):
+            folder = path / ("train" if number < train else "val") / f"{k:02}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number:03}.png")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDirectory:
+    path = tmp_path_factory.mktemp("runs") / "glyphs"
+    backbone = glyph_backbone()
+    save_file(random_weights(backbone), path.with_name("backbone.safetensors"))
+    settings = RunSettings(
+        model=backbone.model,
+        data=write_pool(path.with_name("tasks"), "".join(SCRIPTS["latin_upper"][:20]), 12, 4),
+        public=write_pool(path.with_name("public"), "".join(SCRIPTS["greek"][:5]), 12, 1),
+        checkpoint=str(path.with_name("backbone.safetensors")),
+        num_classes=backbone.num_classes,
+        image_size=32,
+        arguments={"in_chans": 1},
+        library_tasks=3,
+        tasks_a_seed=1,
+        seeds=2,
+        images=6,
+        keep_ratio=0.3,
+        seeding=FineTuneSettings(iterations=2),
+        seed_pruning=PruningSettings(rounds=1),
+        healing=HealingSettings(iterations=3, batch_size=8),
+        heal_ratios=KeepRatios(0.2, 0.5),
+    )
+    run = RunDirectory.begin(path, settings)
+    healed = Experiment("", "", (Way("SMSP", healing="library"),), "way", Way("SMSP"))
+    prepare(run, [healed], workers=1, watch=quiet)
+    return run
+
+
+def test_a_run_is_prepared_once_and_opened_with_the_settings_that_it_began_with(run):
+    again = RunDirectory(run.path)
+    assert again.settings == run.settings
+    assert RunDirectory.begin(run.path, run.settings).settings == run.settings
+    before = (run.path / "library.db").stat().st_mtime_ns
+    prepare(again, [], workers=1, watch=quiet)
+    assert len(again.entries) == 3
+    assert (run.path / "library.db").stat().st_mtime_ns == before
+    lines = (run.path / "library.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == [c.name for c in run.library_choices]
+
+
+def test_a_directory_that_is_no_run_or_another_run_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"no run\.json"):
+        RunDirectory(tmp_path)
+    other = RunSettings(**{**vars(run.settings), "images": 7})
+    with pytest.raises(InputError, match="other settings"):
+        RunDirectory.begin(run.path, other)
+
+
+@pytest.mark.parametrize("mask", WAYS)
+def test_every_way_is_measured(run, mask):
+    seed, choice = run.new_choices(["new"])[0]
+    cell = Cell(seed, choice, Way(mask, keep_ratio=0.3, iterations=2, neighbours=2))
+    record = Cells(run).measure(cell, (0, 1))
+    assert record.error is None, record.error
+    if mask == "neighbours":
+        assert set(record.values) <= {"recall"}
+    else:
+        accuracies = {name for name in record.values if name != "recall"}
+        assert (
+            accuracies == {"at 0", "after"}
+            if mask == "linear probe"
+            else {"at 0", "at 1", "at 2", "after"}
+        )
+        assert all(0 <= value <= 1 for value in record.values.values())
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        *(
+            Way("SMSP", healing=healing, healing_iterations=2)
+            for healing in ("library", "mask", "nearest")
+        ),
+        *(Way("SMSP", similarity=name) for name in SIMILARITIES),
+        Way("SMSP", probe="backbone"),
+        Way("SMSP", epsilon=8.0, images=4),
+        Way("SMSP", entries=0),
+        Way("dense", healing="library"),
+    ],
+    ids=lambda way: " ".join(map(str, way.to_json().values())),
+)
+def test_every_field_of_a_way_is_heeded_without_an_error(run, way):
+    seed, choice = run.new_choices(["five"])[0]
+    data = way.to_json() | {"iterations": 1, "keep_ratio": 0.3}
+    record = Cells(run).measure(Cell(seed, choice, Way.from_json(data)))
+    assert record.error is None, record.error
+    assert len(record.facts.get("similarities", ())) <= 5
+    if way.entries == 0:
+        assert record.facts["similarities"] == []
+
+
+def test_an_empty_library_elects_the_importance_mask(run):
+    seed, choice = run.new_choices(["new"])[0]
+    ways = (Way("SMSP", iterations=1, entries=0), Way("L1", iterations=1))
+    one, other = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
+    assert one.facts["mask"] == other.facts["mask"]
+    assert one.values["after"] == other.values["after"]
+
+
+def test_a_library_grows_by_what_devices_give_back_and_one_of_echoes_only_repeats(run):
+    grown, echoed = (run.path / f"{kind}.db" for kind in ("grown", "echoed"))
+    for kind in ("grown", "echoed"):
+        run.grow(kind, lambda done, total: None)
+    with Library.open(echoed) as library:
+        counts = allot(run.structure, Budget(keep_ratio=run.settings.keep_ratio), 5)
+        importance = Mask.keep_top(run.structure, magnitude(run.weights, run.structure), counts)
+        assert {entry.mask for entry in library.entries()} == {importance}
+    with Library.open(grown) as library:
+        masks = [entry.mask for entry in library.entries()]
+        assert len(set(masks)) == len(masks) == 3
+    seed, choice = run.new_choices(["new"])[0]
+    for kind in ("grown", "echoed"):
+        way = Way("SMSP", iterations=1, keep_ratio=0.3, library=kind, entries=2)
+        record = Cells(run).measure(Cell(seed, choice, way))
+        assert record.error is None
+        assert len(record.facts["similarities"]) == 2
+
+
+def test_healing_changes_the_weights_and_not_the_mask(run):
+    seed, choice = run.new_choices(["new"])[0]
+    ways = (Way("L1", iterations=0), Way("L1", iterations=0, healing="library"))
+    one, other = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
+    assert one.facts["mask"] == other.facts["mask"]
+    changed = [n for n in run.weights if not torch.equal(run.weights[n], run.healed[n])]
+    assert any(name.endswith("conv1.weight") for name in changed)
+    assert not any(name.startswith("fc.") for name in changed)
+
+
+def test_a_cell_that_fails_is_recorded_and_the_others_are_measured(run, monkeypatch):
+    one = Experiment(
+        "", "", (Way("no such mask"), Way("L1", iterations=1)), "way", Way("L1", iterations=1)
+    )
+    failed = measure(run, [one], workers=1, watch=quiet)
+    assert [record.error for record in failed] == ["KeyError: 'no such mask'"] * 2
+    kept = {record.key: record for record in read_records(run.cells)}
+    assert all(kept[cell.key].error is None for cell in cells_of(run, one) if cell.way.mask == "L1")
+    # What is measured is not measured again.
+    waiting = pending(cells_of(run, one), kept.values())
+    assert {cell.way.mask for cell in waiting} == {"no such mask"}
+
+
+def test_ways_that_want_a_larger_library_are_left_out(run):
+    sizes = {cell.way.entries for cell in cells_of(run, EXPERIMENTS["library-size"])}
+    assert sizes == {0}
+
+
+def test_devices_share_no_training_image_with_the_library(run):
+    _, choice = run.new_choices(["new"])[0]
+    ours = {image.numpy().tobytes() for image in run.library_task(choice).train.pixels}
+    theirs = {image.numpy().tobytes() for image in run.new_task(choice).train.pixels}
+    judged = {image.numpy().tobytes() for image in run.new_task(choice).evaluation.pixels}
+    assert not ours & theirs
+    assert not (ours | theirs) & judged
+
+
+def test_every_experiment_names_known_ways_and_is_held_against_one_of_its_own():
+    for name, experiment in EXPERIMENTS.items():
+        assert experiment.name == name
+        assert experiment.against in experiment.ways
+        assert len(set(experiment.ways)) == len(experiment.ways)
+        for way in experiment.ways:
+            assert way.mask in WAYS
+            assert way.similarity in SIMILARITIES
+            assert experiment.x in ("way", "iterations") or hasattr(way, experiment.x)
+
+
+def test_a_longer_mixture_of_tasks_begins_like_a_shorter_one():
+    long, short = (draw_mixture(80, n, (10, 5), np.random.default_rng(0), "t") for n in (40, 12))
+    assert long[:12] == short
+    assert {choice.domain for choice in long} > {"plain", "grey", "inverted"}
+    assert {len(choice.classes) for choice in long} == {5, 10}
+
+
+def test_glyphs_are_a_pool_for_any_number_of_channels(monkeypatch):
+    monkeypatch.setattr("simulations.pools.GLYPH_POOLS", {"glyphs": ("lao", "nko")})
+    for channels in (1, 3):
+        backbone = Backbone.from_timm(
+            "test_resnet", num_classes=5, image_size=16, arguments={"in_chans": channels}
+        )
+        pool = open_pool("glyphs", backbone)
+        assert pool.train[0].shape[1:] == (channels, 16, 16)
+        assert len(pool.names) == len(pool.train) == len(pool.evaluation) > 30
+
+
+def test_the_command_tells_what_there_is_and_refuses_what_there_is_not(tmp_path):
+    told = CliRunner().invoke(cli, ["experiment", "--run", str(tmp_path)], terminal_width=200)
+    assert told.exit_code == 0
+    assert all(name in told.output for name in EXPERIMENTS)
+    unknown = CliRunner().invoke(cli, ["experiment", "voting", "--run", str(tmp_path)])
+    assert isinstance(unknown.exception, InputError)
+    assert "there is no experiment voting; there are criteria" in str(unknown.exception)
+    nowhere = CliRunner().invoke(cli, ["experiment", "criteria", "--run", str(tmp_path)])
+    assert isinstance(nowhere.exception, InputError)
+
+
+def test_the_command_goes_on_with_a_run(run):
+    """What the experiment lacks is measured; here that is nothing, as its library is too small."""
+    words = ["experiment", "library-size", "--run", str(run.path), "--workers", "1", "--json"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)
+    assert {record["way"]["entries"] for record in records} == {0}
+    assert len(records) == 2
