@@ -116,9 +116,9 @@ class Cells:
     def _healed(self, way: Way, mask: Mask, task: Task) -> dict[str, torch.Tensor]:
         """The tensors that a mask leaves, healed as the way says."""
         run = self._run
-        if way.healing == "library":
-            left = {k: v for k, v in run.healed.items() if k not in run.backbone.classifier_tensors}
-            return cut(left, mask)
+        if way.healing in ("library", "empty"):
+            healed, classifiers = run.healed(way.healing), run.backbone.classifier_tensors
+            return cut({k: v for k, v in healed.items() if k not in classifiers}, mask)
         indices = None
         if way.healing == "nearest":
             means = self._whole_probe.describe(task.train, len(task.classes)).means

@@ -36,7 +36,7 @@ LARGE_LIBRARY = 200
 GAP_CLOSED = 0.5
 RECALL_KEPT = 0.9
 EPSILON, IMAGES = 8.0, 50
-HEALINGS: tuple[Healing, ...] = ("none", "library", "mask", "nearest")
+HEALINGS: tuple[Healing, ...] = ("none", "library", "empty", "mask", "nearest")
 
 
 @dataclass(frozen=True)

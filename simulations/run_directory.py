@@ -5,7 +5,8 @@
     library.db          the library, seeded on its own tasks
     library.jsonl       its tasks and masks, a line each
     grown.db, echoed.db libraries of what devices gave back (see simulations.growing)
-    healed.safetensors  the backbone's weights, healed for what the library votes for
+    healed-library.safetensors, healed-empty.safetensors
+                        the backbone's weights, healed for what the library votes for, or would if empty
     public.safetensors  the backbone's features of the public images
     cells.jsonl         a record for every cell (see simulations.records)
 
@@ -47,7 +48,7 @@ from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
 from simulations.pools import open_pool
 from simulations.tasks import ClassPool, TaskChoice, Watch, draw_mixture, draw_tasks
-from simulations.way import LibraryKind
+from simulations.way import Healing, LibraryKind
 
 PUBLIC_IMAGES = 50_000
 """At most so many public images are used."""
@@ -88,6 +89,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._healed: dict[Healing, Weights] = {}
         if not (self.path / "run.json").exists():
             raise InputError(
                 f"{path} is no run: it has no run.json; give --backbone and --data to begin one"
@@ -286,14 +288,15 @@ class RunDirectory:
         tensors, _ = read_tensors(read_whole(file))
         return PublicImages(images, tensors["features"])
 
-    def heal(self, watch: Watch) -> None:
-        """Heal the backbone's weights for what the library votes for."""
-        if (self.path / "healed.safetensors").exists():
+    def heal(self, kind: Healing, watch: Watch) -> None:
+        """Heal the backbone's weights for what the library votes for ("library"), or would ("empty")."""
+        file = self.path / f"healed-{kind}.safetensors"
+        if file.exists():
             return
         settings = self.settings
         masks = drawn_votes(
             self.structure,
-            [entry.mask for entry in self.entries],
+            [entry.mask for entry in self.entries] if kind == "library" else [],
             magnitude(self.weights, self.structure),
             settings.heal_ratios,
             VotingSettings(),
@@ -310,12 +313,14 @@ class RunDirectory:
             watch=watch,
         )
         kept = {name: tensor.cpu().contiguous() for name, tensor in healed.items()}
-        write_whole(self.path / "healed.safetensors", save(kept))
+        write_whole(file, save(kept))
 
-    @cached_property
-    def healed(self) -> Weights:
-        """The healed weights."""
-        return read_weights(self.path / "healed.safetensors", self.backbone)
+    def healed(self, kind: Healing) -> Weights:
+        """The healed weights of a kind, read once."""
+        if kind not in self._healed:
+            file = self.path / f"healed-{kind}.safetensors"
+            self._healed[kind] = read_weights(file, self.backbone)
+        return self._healed[kind]
 
 
 def versions() -> dict[str, str]:

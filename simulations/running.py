@@ -42,8 +42,8 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
     ways = [way for experiment in experiments for way in experiment.ways]
     for kind in sorted({way.library for way in ways} - {"seeded"}):
         run.grow(kind, partial(watch, f"growing the {kind} library"))
-    if any(way.healing == "library" for way in ways):
-        run.heal(partial(watch, "healing the backbone"))
+    for healing in sorted({way.healing for way in ways} & {"library", "empty"}):
+        run.heal(healing, partial(watch, f"healing the backbone ({healing})"))
 
 
 def measure(

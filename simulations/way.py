@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 from common.errors import InputError
 
-Healing = Literal["none", "library", "mask", "nearest"]
-"""Weights as they are; the backbone healed for what its library votes for; this mask healed alone, on all
-public images, or on those nearest to the task's signature."""
+Healing = Literal["none", "library", "empty", "mask", "nearest"]
+"""Weights as they are; the backbone healed for what its library votes for, or for what it would if it were
+empty; this mask healed alone, on all public images, or on those nearest to the task's signature."""
 
 LibraryKind = Literal["seeded", "grown", "echoed"]
 """Masks that the operator found by iterative pruning; those that devices gave back, who asked a library
@@ -80,5 +80,11 @@ class Way:
     @property
     def name(self) -> str:
         """How tables and figures call it: the mask, and how it was healed."""
-        healed = {"none": "", "library": " healed", "mask": " healed alone", "nearest": " healed nearby"}
+        healed = {
+            "none": "",
+            "library": " healed",
+            "empty": " healed without a library",
+            "mask": " healed alone",
+            "nearest": " healed nearby",
+        }
         return self.mask + healed[self.healing]

@@ -14,6 +14,7 @@ HEALING = Experiment(
         Way("SMSP", iterations=25, healing="library"),
         Way("L1", iterations=25, healing="library"),
         Way("random", iterations=25, healing="library"),
+        Way("L1", iterations=25, healing="empty"),
         Way("SMSP", iterations=25, healing="mask", healing_iterations=200),
         Way("L1", iterations=25, healing="mask", healing_iterations=200),
         Way("random", iterations=25, healing="mask", healing_iterations=200),

@@ -100,9 +100,9 @@ signatures = shapes.flatmap(
         arrays(np.int32, shape[0], elements=st.integers(1, 2**31 - 1)),
     )
 )
-headrooms = st.floats(1, 1000)
-budgets = st.builds(Budget, keep_ratio=st.floats(0, 1, exclude_min=True), headroom=headrooms) | st.builds(
-    Budget, parameters=st.integers(1, 2**63 - 1), headroom=headrooms
+patience = {"headroom": st.floats(1, 1000), "wait_seconds": st.floats(0, 86_400)}
+budgets = st.builds(Budget, keep_ratio=st.floats(0, 1, exclude_min=True), **patience) | st.builds(
+    Budget, parameters=st.integers(1, 2**63 - 1), **patience
 )
 request_ids = st.binary(min_size=16, max_size=16).map(bytes.hex)
 shares = st.floats(0, 1)
@@ -267,6 +267,8 @@ NAN, INFINITY = float("nan"), float("inf")
         (put("budget.headroom", NAN), BudgetError, "nan"),
         (put("budget.headroom", INFINITY), BudgetError, "inf"),
         (put("budget.headroom", 0.0), BudgetError, "0.0"),
+        (put("budget.wait_seconds", NAN), BudgetError, "nan"),
+        (put("budget.wait_seconds", -1.0), BudgetError, "the wait is -1.0 seconds"),
     ],
 )
 def test_a_task_description_that_breaks_a_rule_is_refused(change, error, says):

@@ -214,6 +214,10 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"keep_ratio": 0.5, "headroom": NAN}, "headroom is nan"),
         ({"parameters": 5, "headroom": INFINITY}, "headroom is inf"),
         ({"parameters": 5, "headroom": 1e300}, r"headroom is 1e\+300"),
+        ({"parameters": 5, "wait_seconds": -0.1}, "wait is -0.1 seconds"),
+        ({"parameters": 5, "wait_seconds": 86_400.5}, "wait is 86400.5 seconds; it lies in 0, .* to 86,400"),
+        ({"parameters": 5, "wait_seconds": NAN}, "wait is nan"),
+        ({"keep_ratio": 0.5, "wait_seconds": INFINITY}, "wait is inf"),
     ],
 )
 def test_a_budget_that_is_no_number_in_its_range_is_refused(values, says):

@@ -83,7 +83,7 @@ def test_a_seed_is_an_entry_without_neighbours_that_was_assigned_nothing(library
 
 ratios = st.floats(0, 1, exclude_min=True)
 budgets = st.builds(Budget, keep_ratio=ratios, headroom=st.floats(1, 1000)) | st.builds(
-    Budget, parameters=st.integers(1, 2**63 - 1)
+    Budget, parameters=st.integers(1, 2**63 - 1), wait_seconds=st.floats(0, 86_400)
 )
 neighbours = st.lists(st.builds(Neighbour, st.text(), st.floats(0, 1)), max_size=3).map(tuple)
 

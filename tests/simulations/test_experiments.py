@@ -75,7 +75,8 @@ def run(tmp_path_factory) -> RunDirectory:
         heal_ratios=KeepRatios(0.2, 0.5),
     )
     run = RunDirectory.begin(path, settings)
-    healed = Experiment("", "", (Way("SMSP", healing="library"),), "way", Way("SMSP"))
+    ways = tuple(Way("SMSP", healing=healing) for healing in ("library", "empty"))
+    healed = Experiment("", "", ways, "way", Way("SMSP"))
     prepare(run, [healed], workers=1, watch=quiet)
     return run
 
@@ -123,7 +124,7 @@ def test_every_way_is_measured(run, mask):
     [
         *(
             Way("SMSP", healing=healing, healing_iterations=2)
-            for healing in ("library", "mask", "nearest")
+            for healing in ("library", "empty", "mask", "nearest")
         ),
         *(Way("SMSP", similarity=name) for name in SIMILARITIES),
         Way("SMSP", probe="backbone"),
@@ -175,7 +176,7 @@ def test_healing_changes_the_weights_and_not_the_mask(run):
     ways = (Way("L1", iterations=0), Way("L1", iterations=0, healing="library"))
     one, other = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
     assert one.facts["mask"] == other.facts["mask"]
-    changed = [n for n in run.weights if not torch.equal(run.weights[n], run.healed[n])]
+    changed = [n for n in run.weights if not torch.equal(run.weights[n], run.healed("library")[n])]
     assert any(name.endswith("conv1.weight") for name in changed)
     assert not any(name.startswith("fc.") for name in changed)
 
