@@ -34,10 +34,12 @@ GROWTH = Experiment(
 NEIGHBOURS = Experiment(
     name="neighbours",
     question="How many tasks should vote?",
-    ways=tuple(
-        Way(mask, iterations=25, neighbours=count)
-        for mask in ("SMSP", "farthest")
-        for count in (1, 3, 5, 10, 20)
+    ways=(
+        *(Way("SMSP", iterations=25, neighbours=count) for count in (1, 3, 5, 10, 20, 60)),
+        *(
+            Way("SMSP", iterations=25, neighbours=count, healing="library")
+            for count in (3, 5, 10, 20, 60)
+        ),
     ),
     x="neighbours",
     against=Way("SMSP", iterations=25),

@@ -11,7 +11,9 @@ from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
 from client.outcome import tell
-from common.proto_codec import decode_task_description
+from common.envelope import seal, unseal
+from common.exchange import Budget
+from common.proto_codec import decode_task_description, encode_offer
 from common.task_data import FileImages
 from server import tokens
 from server.serving import ServeSettings
@@ -207,3 +209,17 @@ def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     shown = capsys.readouterr().out
     assert "stored as entry [/bold]\ufffd[2J[red]" in shown
     assert "│ yes    │" in shown
+
+
+def test_how_long_a_device_is_ready_to_wait_stands_in_its_request(client, offer, images, tmp_path):
+    seal(tmp_path / "server.offer", *encode_offer(offer))
+    words = ["describe", "--offer", "server.offer", "--data", images, "--keep-ratio", 0.5]
+    status, told, _ = client(*words, "--wait", 90, "--out", "patient.request")
+    assert status == 0
+    assert "budget.wait_seconds" in told
+    request = decode_task_description(unseal(tmp_path / "patient.request")[0])
+    assert request.budget == Budget(keep_ratio=0.5, wait_seconds=90)
+    _, told, _ = client(*words)
+    assert "wait" not in told
+    status, _, problem = client(*words, "--wait", -1)
+    assert (status, "the wait is -1.0 seconds" in problem) == (2, True)

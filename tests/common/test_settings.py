@@ -41,6 +41,7 @@ def test_every_problem_is_named_at_once():
         "at-once": 0,
         "devices": "two",
         "explore": 1.0,
+        "heal-seconds": 0,
         "report": 3,
         "iterations": 5,
     }
@@ -52,6 +53,7 @@ def test_every_problem_is_named_at_once():
         "at-once is 0",
         "devices is 'two'; it is a whole number",
         "explore is 1.0",
+        "heal-seconds is 0",
         "report is 3; it is text",
     ):
         assert problem in str(refused.value)
@@ -67,6 +69,7 @@ def test_every_problem_is_named_at_once():
         ({"keep-ratio": 1.5}, "the keep ratio is 1.5"),
         ({"headroom": 0.5}, "the headroom is 0.5"),
         ({"parameters": -1}, "parameters is -1"),
+        ({"wait-seconds": -1}, "the wait is -1.0 seconds"),
         ({"threads": -1}, "threads is -1"),
         ({"evaluate-at": "10,ten"}, "evaluate-at is '10,ten'; it is whole numbers in text"),
         ({"evaluate-at": 10}, "evaluate-at is 10"),

@@ -1,5 +1,6 @@
 """Formats: a library of an earlier one is brought to this one, whole or not at all."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -13,7 +14,7 @@ from sqlalchemy import Engine, event
 from common.errors import LibraryError
 from server import tokens
 from server.library import Library
-from server.library_schema import STANDING, seal
+from server.library_schema import ASKED, STANDING, seal
 
 FORMAT_1 = """
 CREATE TABLE header (
@@ -145,3 +146,24 @@ def test_a_format_that_is_not_known_is_refused(contents, path, written):
     connection.close()
     with pytest.raises(LibraryError, match="use the version that wrote it"):
         Library.open(path)
+
+
+def test_a_request_of_when_no_device_could_wait_is_one_that_does_not(contents):
+    """Its budget has no such key, and its row is what was sealed then."""
+    contents.close()
+    connection = sqlite3.connect(contents.path)
+    connection.row_factory = sqlite3.Row
+    row = dict(connection.execute("SELECT * FROM tasks WHERE id = ?", (request_id(5),)).fetchone())
+    budget = json.loads(row["budget"])
+    assert budget.pop("wait_seconds") == 0
+    row["budget"] = json.dumps(budget)
+    with connection:
+        connection.execute(
+            "UPDATE tasks SET budget = ?, asked_sha256 = ? WHERE id = ?",
+            (row["budget"], seal(row, ASKED), request_id(5)),
+        )
+    connection.close()
+    with Library.open(contents.path) as library:
+        found = library.assignment_of(request_id(5))
+        assert found == stored_assignment(library.offer, 5)
+        assert found.description.budget.wait_seconds == 0
