@@ -27,10 +27,10 @@ from server.coordinator import Coordinator, VotingSettings
 from server.entry_tables import show_entries
 from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
 from server.heal_cli import heal
-from server.healer import healer_of
+from server.healing.heal_library import store_of
+from server.healing.healer import healer_of
 from server.inspect_cli import inspect
 from server.library import Library
-from server.library_healing import store_of
 from server.model_options import CHECKPOINT, backbone_weights, model_options, proof_progress
 from server.operate_cli import JSON, OPERATE
 from server.serve_cli import HEAL_IMAGES, HEAL_SECONDS, serve

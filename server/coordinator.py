@@ -27,8 +27,8 @@ from common.mask import Mask
 from common.subnetwork import SubNetwork
 from server.admission import check_asker, check_weights
 from server.budget import Counts, allot
-from server.healed import HealedStore
-from server.healer import Healer
+from server.healing.healer import Healer
+from server.healing.store import HealedStore
 from server.library import Library, Revision, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex

@@ -20,9 +20,9 @@ from common.settings import FleetSettings, fleet_settings
 from server.coordinator import Coordinator, VotingSettings
 from server.fleet import Fleet, Watch
 from server.fleet_report import HEADER, DeviceOutcome, FleetReport
-from server.healer import healer_of
+from server.healing.heal_library import store_of
+from server.healing.healer import healer_of
 from server.library import Library
-from server.library_healing import store_of
 
 __all__ = ["DeviceOutcome", "FleetReport", "FleetSettings", "Watch", "app", "serve_fleet", "server_app"]
 

@@ -12,13 +12,13 @@ import torch
 from common.command_line import progress, settings_option, show, show_json
 from common.errors import InputError
 from server.admission import check_weights
-from server.drawn_votes import KeepRatios
-from server.healing import HealingSettings, Watch
+from server.healing.drawn_votes import KeepRatios
+from server.healing.heal import HealingSettings, Watch
+from server.healing.heal_library import Healing, heal_library, store_of
+from server.healing.public_images import MOST_IMAGES, public_images
 from server.library import Library
-from server.library_healing import Healing, heal_library, store_of
 from server.model_options import CHECKPOINT, backbone_weights
 from server.operate_cli import JSON
-from server.public_images import MOST_IMAGES, public_images
 
 
 @click.command()

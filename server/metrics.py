@@ -13,7 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from common.errors import LibraryError
 from server.entries import Statistics
-from server.healer import HealerStatistics
+from server.healing.healer import HealerStatistics
 
 UP = "Whether the library can be read."
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)

@@ -15,8 +15,8 @@ from common.backbone import pretrained_weights, read_weights
 from common.command_line import settings_option
 from common.errors import InputError
 from common.exchange import Limits
-from server import healer
 from server.coordinator import VotingSettings
+from server.healing import healer
 from server.library import Library
 from server.serving import GRACE_SECONDS, ServeSettings, Tls, serving
 

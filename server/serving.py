@@ -24,14 +24,14 @@ from common.exchange import Limits
 from common.grpc_channel import host_and_port, is_loopback
 from common.grpc_codec import DEVICES
 from common.proto_codec import MAX_MESSAGE_BYTES
-from server import healer
 from server.access import Access
 from server.coordinator import Coordinator, VotingSettings
 from server.grpc_calls import Calls, Workers
 from server.grpc_service import DeviceService
+from server.healing import healer
+from server.healing.heal_library import store_of
 from server.health import Health
 from server.library import Library
-from server.library_healing import store_of
 from server.metrics import Metrics
 from server.operator_codec import OPERATORS
 from server.operator_service import OperatorService

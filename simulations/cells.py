@@ -22,7 +22,7 @@ from common.signature import Probe, TaskSignature
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
 from server.budget import allot
-from server.healing import HealingSettings, heal_mask
+from server.healing.heal import HealingSettings, heal_mask
 from server.library import Entry, Library
 from simulations.baselines import MASKS, NETWORKS
 from simulations.contest import Contest

@@ -40,9 +40,9 @@ from common.structure import Structure
 from common.task_data import Task
 from common.tensor_file import read_tensors
 from server.coordinator import VotingSettings
-from server.drawn_votes import KeepRatios, drawn_votes
 from server.founding import found_library, seed_library
-from server.healing import HealingSettings, PublicImages, heal
+from server.healing.drawn_votes import KeepRatios, drawn_votes
+from server.healing.heal import HealingSettings, PublicImages, heal
 from server.library import Entry, Library
 from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 from common.errors import InputError
 
 Healing = Literal["none", "library", "empty", "mask", "nearest"]
-"""Weights as they are; the backbone healed for what its library votes for, or for what it would if it were
-empty; this mask healed alone, on all public images, or on those nearest to the task's signature."""
+"""Weights as they are; the backbone healed for what its library votes for, or would if empty; this
+mask healed alone, on all public images, or on those nearest to the task's signature."""
 
 LibraryKind = Literal["seeded", "grown", "echoed"]
 """Masks that the operator found by iterative pruning; those that devices gave back, who asked a library

@@ -9,8 +9,8 @@ import pytest
 from documents import Terminal, read_blocks
 from test_command_lines import ENVIRONMENT, furnish
 
+from server.healing.heal_library import store_of
 from server.library import Library
-from server.library_healing import store_of
 
 ROOT = Path(__file__).parents[1]
 AGAIN = "heal library.db --checkpoint backbone.safetensors --images tasks --iterations 100000"

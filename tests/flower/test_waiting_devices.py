@@ -31,9 +31,9 @@ from common.task_data import load_folder
 from server.cli import cli
 from server.coordinator import Coordinator, VotingSettings
 from server.flower_app import FleetSettings, serve_fleet
-from server.healer import healer_of
+from server.healing.heal_library import store_of
+from server.healing.healer import healer_of
 from server.library import Library
-from server.library_healing import store_of
 from server.serving import ServeSettings
 
 pytestmark = pytest.mark.usefixtures("in_a_run")

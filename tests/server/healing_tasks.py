@@ -11,8 +11,8 @@ from common.fitting import recalibrate_batch_norm
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Structure
-from server.healed import HealedBackbone
-from server.healing import PublicImages
+from server.healing.heal import PublicImages
+from server.healing.store import HealedBackbone
 
 IN_ITS_RANGE = 0.3
 

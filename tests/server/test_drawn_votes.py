@@ -13,7 +13,7 @@ from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot
 from server.coordinator import VotingSettings
-from server.drawn_votes import UNVOTED_EVERY, KeepRatios, drawn_votes
+from server.healing.drawn_votes import UNVOTED_EVERY, KeepRatios, drawn_votes
 from server.voting import Ballot, elect, explored_units
 
 PLAIN = VotingSettings(neighbours=3, explore=0)

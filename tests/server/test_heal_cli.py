@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from common.backbone import weights_digest
 from common.errors import BudgetError, InputError, MismatchError, TaskDataError
 from server.cli import cli
+from server.healing.heal_library import store_of
+from server.healing.public_images import image_files, images_digest
 from server.library import Library
-from server.library_healing import store_of
-from server.public_images import image_files, images_digest
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from common.mask import Mask
 from common.subnetwork import SubNetwork, cut
 from common.task_data import PixelImages
 from server.coordinator import Coordinator
-from server.drawn_votes import KeepRatios
-from server.healing import HealingSettings, PublicImages
+from server.healing.drawn_votes import KeepRatios
+from server.healing.heal import HealingSettings, PublicImages
+from server.healing.heal_library import heal_library, store_of
 from server.library import Library
-from server.library_healing import heal_library, store_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from healing_tasks import healed_backbone, mask_of
 from common.backbone import weights_digest
 from common.errors import InputError, MismatchError, WeightsError
 from common.subnetwork import cut
-from server.healed import LEFTOVER_SECONDS, HealedStore
+from server.healing.store import LEFTOVER_SECONDS, HealedStore
 
 FEATURES = torch.arange(6).reshape(3, 2).half()
 

@@ -13,7 +13,7 @@ from common.errors import InputError, TaskDataError
 from common.fitting import all_features
 from common.rebuild import rebuild
 from common.subnetwork import cut
-from server.healing import HealingSettings, PublicImages, distance, heal, heal_mask
+from server.healing.heal import HealingSettings, PublicImages, distance, heal, heal_mask
 
 SETTINGS = HealingSettings(iterations=25, batch_size=32)
 FEW = HealingSettings(iterations=3, batch_size=8)

@@ -19,8 +19,8 @@ from common.importance import magnitude
 from common.mask import Mask
 from common.pruning import PruningSettings
 from server.budget import allot
-from server.drawn_votes import KeepRatios
-from server.healing import HealingSettings
+from server.healing.drawn_votes import KeepRatios
+from server.healing.heal import HealingSettings
 from server.library import Library
 from simulations.cells import WAYS, Cells
 from simulations.cli import cli

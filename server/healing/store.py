@@ -136,7 +136,7 @@ class HealedStore:
 
     def features(self, images_digest: str) -> Tensor | None:
         """The whole backbone's features, float16 (N, D), of the images with this digest (see
-        `server.public_images`); None where there are none, or those of other images.
+        `server.healing.public_images`); None where there are none, or those of other images.
         """
         found = self._found(self._features_file, "features")
         if found is None or found[1].get("images") != images_digest:

@@ -14,16 +14,16 @@ from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot
 from server.coordinator import VotingSettings
-from server.drawn_votes import KeepRatios, drawn_votes
-from server.healed import HealedBackbone, HealedStore
-from server.healing import HealingSettings, PublicImages, Watch, distance, heal
+from server.healing.drawn_votes import KeepRatios, drawn_votes
+from server.healing.heal import HealingSettings, PublicImages, Watch, distance, heal
+from server.healing.store import HealedBackbone, HealedStore
 from server.library import Library
 
 
 @dataclass(frozen=True)
 class Healing:
     """What healing has come to: the backbone, and the `distance` of a sub-network's features from the
-    whole backbone's, before and after (see `healing.distance`).
+    whole backbone's, before and after (see `heal.distance`).
 
     The sub-network keeps the share `keep_ratio` of the units, the most important ones.
     """

@@ -10,8 +10,8 @@ from pathlib import Path
 from common.backbone import Backbone, Weights
 from common.errors import TaskDataError
 from common.task_data import IMAGE_SUFFIXES, FileImages
-from server.healed import HealedStore
-from server.healing import PublicImages, Watch
+from server.healing.heal import PublicImages, Watch
+from server.healing.store import HealedStore
 
 MOST_IMAGES = 10_000
 """How many images are used unless asked otherwise: their pixels are held in memory."""

@@ -1,6 +1,6 @@
 """Healer: networks healed for one mask alone, for devices that are ready to wait for it.
 
-One process of low priority heals one network after the other (`server.healing_worker`). Whatever becomes
+One process of low priority heals one network after the other (`server.healing.worker`). Whatever becomes
 of it, nobody waits longer than they said, and no device fails by it.
 """
 
@@ -24,10 +24,10 @@ from common.errors import InputError
 from common.mask import Mask
 from common.structure import Structure
 from common.tensor_file import write_tensors
-from server.healed import HealedStore
-from server.healing_worker import Healed, Order, Ready, Started, Stop, Useless, Workplace, work
+from server.healing.public_images import image_files
+from server.healing.store import HealedStore
+from server.healing.worker import Healed, Order, Ready, Started, Stop, Useless, Workplace, work
 from server.library import Library
-from server.public_images import image_files
 
 SECONDS = 120.0
 """For one network, at most: longer than that, another device waits."""
