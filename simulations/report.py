@@ -24,6 +24,7 @@ from simulations.records import Record, read_records
 from simulations.sentences import (
     claim_sentence,
     gap_sentence,
+    gap_sentences,
     headlines,
     interval_text,
     measured_text,
@@ -109,10 +110,34 @@ def read_runs(paths: Iterable[Path], experiments: Mapping[str, Experiment]) -> l
 
 def page(runs: Sequence[Run]) -> str:
     """The page. InputError for no run."""
+    return _rendered("report.html", runs, figure=_figure, overlap_figure=_overlap_figure)
+
+
+def document(runs: Sequence[Run], pictures: Path, place: str) -> str:
+    """The same figures, tables and words as Markdown; its PNG files go to the directory `pictures`.
+
+    `place` is what the text calls that directory. InputError for no run, or where nothing can be written.
+    """
+    pictures.mkdir(parents=True, exist_ok=True)
+
+    def picture(run: Run, name: str) -> str:
+        file = f"{run.path.name}-{name}.png"
+        drawn = run.overlaps if name == "overlap" else None
+        figure = plots.overlap(drawn) if drawn else plots.figure_of(run.results[name])
+        plots.png(figure, pictures / file)
+        return f"{place}/{file}"
+
+    return _rendered("results.md", runs, autoescape=False, picture=picture)
+
+
+def _rendered(template: str, runs: Sequence[Run], *, autoescape: bool = True, **more: Any) -> str:
     if not runs:
         raise InputError("a report needs a run; give the directory of one or more")
     environment = Environment(
-        loader=PackageLoader("simulations"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("simulations"),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": percent,
@@ -125,17 +150,17 @@ def page(runs: Sequence[Run]) -> str:
         "measured": measured_text,
     }
     experiments = {name: e for run in runs for name, e in run.experiments.items() if name in run.results}
-    return environment.get_template("report.html").render(
+    return environment.get_template(template).render(
         runs=runs,
         experiments=experiments,
         answers=ANSWERS,
         bins=[name for *_, name in BINS],
-        figure=_figure,
-        overlap_figure=_overlap_figure,
         headlines=headlines,
+        gaps=gap_sentences,
         x_text=x_text,
         rows=_rows,
         baseline=lambda e: e.line(e.against),
+        **more,
     )
 
 

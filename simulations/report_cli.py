@@ -9,14 +9,19 @@ import click
 from common.command_line import settings_option, show_json
 from common.files import write_whole
 from simulations.experiments import EXPERIMENTS
-from simulations.report import page, read_runs, summary
+from simulations.report import document, page, read_runs, summary
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @settings_option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"))
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write this file too, for a repository; its pictures go into a directory of its name.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every number too, for scripts.")
-def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
+def report(runs: tuple[Path, ...], out: Path, markdown: Path | None, as_json: bool) -> None:
     """Write one page of what every RUN measured: figures, tables, tests, and what holds.
 
     Several runs, of different backbones, stand side by side. The page needs no other file.
@@ -25,6 +30,9 @@ def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """
     found = read_runs(runs, EXPERIMENTS)
     write_whole(out, page(found).encode())
+    if markdown is not None:
+        text = document(found, markdown.with_suffix(""), markdown.stem)
+        write_whole(markdown, text.encode())
     if as_json:
         show_json(summary(found))
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simulations.claims import Claim
 from simulations.experiments.experiment import Experiment
 from simulations.statistics import FEWEST_PAIRS, Comparison, Gap, Interval, Point, Result, X, counted
@@ -155,6 +157,13 @@ def gap_sentence(gap: Gap) -> str:
     """Which cells give no number, and why."""
     named = ", ".join(gap.cells[:MOST_NAMED]) + (", ..." if len(gap.cells) > MOST_NAMED else "")
     return f"{gap.line}: {gap.why}, {counted(len(gap.cells), len(gap.cells), 'cells')}: {named}"
+
+
+def gap_sentences(gaps: Sequence[Gap]) -> list[str]:
+    """All gaps, a sentence each; the ways of which nothing was run share the last one."""
+    said = [gap_sentence(gap) for gap in gaps if not gap.whole]
+    never = [gap.line for gap in gaps if gap.whole]
+    return said + ([f"Not run: {'; '.join(never)}"] if never else [])
 
 
 def _places(experiment: Experiment, point: Point) -> list[str]:

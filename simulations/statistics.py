@@ -85,6 +85,9 @@ class Comparison:
     verdict: Verdict = "too few"
 
 
+NOT_RUN = "not run"
+
+
 @dataclass(frozen=True)
 class Gap:
     """Cells of one way that give no number, and why: an error, a value not measured, or not run."""
@@ -94,6 +97,8 @@ class Gap:
     cells: tuple[str, ...]
     """"task (seed)" of each."""
     failed: bool
+    whole: bool = False
+    """Whether nothing of this way was run."""
 
 
 @dataclass(frozen=True)
@@ -327,12 +332,18 @@ def _gaps(experiment: Experiment, slots: Sequence[Slot], records: Sequence[Recor
         for key in sorted(everywhere):
             record = own.get(key)
             if record is None:
-                gaps.setdefault((place, "not run", False), []).append(key)
+                gaps.setdefault((place, NOT_RUN, False), []).append(key)
             elif record.error is not None:
                 gaps.setdefault((place, record.error, True), []).append(key)
             elif not math.isfinite(record.values.get(measured, math.nan)):
                 gaps.setdefault((place, f"has no value {measured!r}", False), []).append(key)
     return [
-        Gap(line, why, tuple(f"{task} (seed {seed})" for seed, task in dict.fromkeys(keys)), failed)
+        Gap(
+            line,
+            why,
+            tuple(f"{task} (seed {seed})" for seed, task in dict.fromkeys(keys)),
+            failed,
+            whole=why == NOT_RUN and len(set(keys)) == len(everywhere),
+        )
         for (line, why, failed), keys in gaps.items()
     ]

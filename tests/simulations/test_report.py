@@ -226,6 +226,21 @@ def test_the_command_writes_the_page_and_prints_every_number(run, tmp_path):
     assert "18 cells, 1 failed" in plain.output
 
 
+def test_the_same_stands_in_a_document_with_pictures_beside_it(run, tmp_path):
+    file = tmp_path / "results.md"
+    words = ["report", str(run), "--out", str(tmp_path / "r.html"), "--markdown", str(file)]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    text = file.read_text()
+    pictures = re.findall(r"\]\((results/[^)]+\.png)\)", text)
+    assert pictures
+    assert all((tmp_path / picture).stat().st_size > 1000 for picture in pictures)
+    found = summary(read_runs([run], EXPERIMENTS))["runs"][0]["experiments"]
+    for experiment in found.values():
+        assert all(f"* {sentence}" in text for sentence in experiment["words"])
+        assert all(f"| {round(100 * point['mean'], 1):.1f} |" in text for point in experiment["points"])
+
+
 def test_a_run_without_a_library_has_all_but_the_overlaps(run):
     (run / "library.jsonl").write_text("")
     (read,) = read_runs([run], FEW)
