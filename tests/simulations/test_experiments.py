@@ -1,6 +1,7 @@
 """Experiments: from one command to records, on a small run of glyphs; what fails stops nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from server.healing.heal import HealingSettings
 from server.library import Library
 from simulations.cells import WAYS, Cells
 from simulations.cli import cli
+from simulations.contest import Contest
 from simulations.experiments import EXPERIMENTS
 from simulations.experiments.experiment import Experiment
 from simulations.glyphs import SCRIPTS, render
@@ -33,6 +35,7 @@ from simulations.run_directory import RunDirectory, RunSettings
 from simulations.running import cells_of, measure, prepare
 from simulations.similarities import SIMILARITIES
 from simulations.tasks import draw_mixture
+from simulations.voters import VOTES, Voters, with_prior
 from simulations.way import Way
 
 
@@ -256,3 +259,44 @@ def test_the_command_goes_on_with_a_run(run):
     records = json.loads(result.stdout)
     assert {record["way"]["entries"] for record in records} == {0}
     assert len(records) == 2
+
+
+@pytest.fixture(scope="module")
+def contest(run) -> Contest:
+    task = run.new_task(run.new_choices(["five"])[0][1])
+    counts = allot(run.structure, Budget(keep_ratio=0.3), 5)
+    return Contest(
+        run.backbone, run.weights, run.structure, task, counts, FineTuneSettings(), seed=1, evaluate_at=()
+    )
+
+
+@pytest.mark.parametrize("name", VOTES)
+def test_every_vote_keeps_as_many_units_and_those_that_all_voters_agree_on(run, contest, name):
+    """Three that bring one mask elect it, whoever asks and whatever else is weighed in ties."""
+    mask = Mask.keep_top(run.structure, magnitude(run.weights, run.structure, 2), contest.counts)
+    entries = [replace(entry, mask=mask) for entry in run.entries]
+    voted = VOTES[name](contest, Voters(entries, np.array([0.9, 0.5, 0.1]), count=2))
+    assert voted.kept.sum() == sum(contest.counts)
+    if name not in ("SMSP and Taylor", "SMSP exploring"):
+        assert voted == mask
+    if name != "SMSP over all groups":
+        assert voted.counts == contest.counts
+
+
+def test_a_prior_decides_between_units_of_about_as_many_votes_and_not_against_all_votes(run, contest):
+    """A unit that all vote for has 1 and at most half more; one that nobody votes for at most a half."""
+    group = run.structure.groups[0]
+    rank = magnitude(run.weights, run.structure)[group.name].argsort().argsort()
+    rows = {
+        g.name: np.arange(g.units) < n for g, n in zip(run.structure.groups, contest.counts, strict=True)
+    }
+    entries = [replace(entry, mask=Mask.of(run.structure, rows)) for entry in run.entries]
+    other = {**rows, group.name: np.roll(rows[group.name], 1)}
+    entries[1] = replace(entries[1], mask=Mask.of(run.structure, other))
+    voters = Voters(entries[:2], np.array([0.5, 0.5]), count=2)
+    kept = with_prior(contest, voters)[group.name]
+    size = contest.counts[0]
+    assert kept[1:size].all()  # both vote for those
+    # Unit 0 and unit `size` have one vote each: the more important one is kept.
+    assert kept[0] == (rank[0] > rank[size])
+    assert kept[size] != kept[0]
