@@ -187,6 +187,7 @@ def offer(library: Path, file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @CHECKPOINT
 @settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
+@settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
 @click.option("--contributor", default="", help="Who asks; kept with the entry.")
 @HEAL_IMAGES
 @HEAL_SECONDS
@@ -196,6 +197,7 @@ def assign(
     file: Path,
     checkpoint: Path | None,
     neighbours: int,
+    prior: float,
     contributor: str,
     heal_images: Path | None,
     heal_seconds: float,
@@ -206,7 +208,7 @@ def assign(
     """
     with Library.open(library) as opened:
         weights = backbone_weights(opened.offer.backbone, checkpoint)
-        voting, healed = VotingSettings(neighbours=neighbours), store_of(opened)
+        voting, healed = VotingSettings(neighbours=neighbours, prior=prior), store_of(opened)
         with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
             coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)
             message, _ = unseal(request)

@@ -32,7 +32,10 @@ from server.healing.store import HealedStore
 from server.library import Library, Revision, StoredAssignment
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
-from server.voting import Ballot, elect, explored_units, with_runners_up
+from server.voting import Ballot, elect, explored_units, ranks, with_runners_up
+
+MAX_PRIOR = 1e6
+"""Far beyond where votes decide nothing but ties."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class VotingSettings:
     what was voted for, and returns no echo of the vote."""
     rounds: int = 3
     """Rounds of pruning that an MVP device does from its larger start to its budget."""
+    prior: float = 0.5
+    """What the backbone's own importance is worth beside the votes; the papers have 0. Neighbours' masks
+    are noisy, and few: of two units with about as many votes the more important one is the better bet."""
 
     def __post_init__(self) -> None:
         if self.neighbours < 1 or not 1 <= self.rounds <= MAX_ROUNDS or not 0 <= self.explore < 1:
@@ -53,6 +59,8 @@ class VotingSettings:
                 f"{self.neighbours} neighbours, {self.rounds} rounds, exploring {self.explore}; needed "
                 f"are at least one neighbour, 1 to {MAX_ROUNDS} rounds, and a share in [0, 1)"
             )
+        if not 0 <= self.prior <= MAX_PRIOR:
+            raise InputError(f"the prior is {self.prior}; it is a number from 0 to {MAX_PRIOR:g}")
 
 
 class Coordinator:
@@ -81,7 +89,7 @@ class Coordinator:
         self._healer = healer
         self._settings = settings or VotingSettings()
         self._offer = library.offer
-        self._importance = magnitude(weights, self._offer.structure)
+        self._importance = ranks(magnitude(weights, self._offer.structure))
         self._index = TaskIndex(similarity or ClassStatistics.of(self._offer.probe))
         self._masks: dict[str, Mask] = {}
         # One vote at a time. Python runs one thread at a time anyhow; sixteen that vote at once take the
@@ -199,7 +207,7 @@ class Coordinator:
             held = self._allot(task.budget.while_adapting, task)
         pruned = held != target
         explored = (0,) * len(held) if pruned else explored_units(structure, held, self._settings.explore)
-        elected = elect(structure, ballots, task.method, held, self._importance)
+        elected = elect(structure, ballots, task.method, held, self._importance, self._settings.prior)
         mask = elected.mask
         if ballots and any(explored):
             seed = int(task.request_id, 16)

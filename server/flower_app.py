@@ -70,7 +70,9 @@ def serve_fleet(
     What one device does wrong is counted, and stops no other. The report is logged and written also
     when the run is stopped: what was recorded until then stays in the library.
     """
-    voting = VotingSettings(neighbours=settings.neighbours, explore=settings.explore)
+    voting = VotingSettings(
+        neighbours=settings.neighbours, explore=settings.explore, prior=settings.prior
+    )
     store = store_of(library)
     with healer_of(library, store, weights, settings.heal_images, settings.heal_seconds) as healer:
         coordinator = Coordinator(library, weights, voting, healed=store, healer=healer)

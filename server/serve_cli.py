@@ -42,6 +42,7 @@ HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="F
 @settings_option("--explore", default=VotingSettings.explore, help="Share of units that are runners-up.")
 @HEAL_IMAGES
 @HEAL_SECONDS
+@settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
 @settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
@@ -59,6 +60,7 @@ def serve(
     metrics_address: str | None,
     neighbours: int,
     explore: float,
+    prior: float,
     heal_images: Path | None,
     heal_seconds: float,
     calls_per_minute: int,
@@ -79,7 +81,7 @@ def serve(
         metrics_address=metrics_address,
         spool=spool,
         limits=Limits(calls_per_minute=calls_per_minute, concurrent_calls=concurrent_calls),
-        voting=VotingSettings(neighbours=neighbours, explore=explore),
+        voting=VotingSettings(neighbours=neighbours, explore=explore, prior=prior),
         grace_seconds=grace,
         heal_images=heal_images,
         heal_seconds=heal_seconds,

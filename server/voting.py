@@ -85,22 +85,38 @@ class Elected:
     scores: Scores
 
 
+def ranks(importance: Scores) -> dict[str, np.ndarray]:
+    """Each unit's rank within its group, as a share in (0, 1]: the highest has 1, equals their mean."""
+    found = {}
+    for name, row in importance.items():
+        values = np.asarray(row)
+        ordered = np.sort(values)
+        first, last = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+        found[name] = (first + last + 1) / 2 / len(values)
+    return found
+
+
 def elect(
     structure: Structure,
     ballots: Sequence[Ballot],
     method: Method,
     counts: Counts,
     importance: Scores,
+    prior: float = 0.0,
 ) -> Elected:
     """The mask of the `counts` best-scored units of every group.
 
-    Ties go to the backbone's own importance, never to index order. With no ballots at all the
-    library is empty, and the backbone's importance elects alone. Raises MismatchError for ballots
-    of another structure.
+    `importance` is the backbone's own, as `ranks`. `prior` is what the highest rank is worth beside all
+    ballots together: with 0, as in the papers, importance decides ties alone, never index order. With no
+    ballots at all the library is empty, and importance elects alone. Raises MismatchError for ballots of
+    another structure.
     """
     if not ballots:
         return Elected(Mask.keep_top(structure, importance, counts), "importance", importance)
+    everybody = len(ballots) if method == "mvp" else 1.0
     scores = SCORE_OF[method](ballots)
+    if prior:
+        scores = {name: row / everybody + prior * importance[name] for name, row in scores.items()}
     voted = ballots[0].mask.structure.digest
     if voted != structure.digest:
         raise MismatchError(

@@ -44,6 +44,7 @@ from server.founding import found_library, seed_library
 from server.healing.drawn_votes import KeepRatios, drawn_votes
 from server.healing.heal import HealingSettings, PublicImages, heal
 from server.library import Entry, Library
+from server.voting import ranks
 from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
 from simulations.pools import open_pool
@@ -297,7 +298,7 @@ class RunDirectory:
         masks = drawn_votes(
             self.structure,
             [entry.mask for entry in self.entries] if kind == "library" else [],
-            magnitude(self.weights, self.structure),
+            ranks(magnitude(self.weights, self.structure)),
             settings.heal_ratios,
             VotingSettings(),
             seed=0,

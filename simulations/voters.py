@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import rankdata
 
 from common.exchange import Method
 from common.fitting import all_features
@@ -16,13 +15,11 @@ from common.task_data import Task
 from server.coordinator import VotingSettings
 from server.library import Entry
 from server.similarity import Similarity
-from server.voting import Ballot, elect, explored_units, smsp_score, with_runners_up
+from server.voting import Ballot, elect, explored_units, ranks, smsp_score, with_runners_up
 from simulations.baselines import taylor_scores
 from simulations.contest import Contest
 from simulations.similarities import SIMILARITIES
 
-PRIOR = 0.5
-"""What the highest rank by importance is worth beside the votes, which sum up to 1."""
 SHARPNESS = 4
 """Power of the similarities where all tasks vote: the nearer half decides."""
 
@@ -78,13 +75,8 @@ def voted(contest: Contest, voters: Voters, method: Method, order: np.ndarray) -
     return elect(contest.structure, ballots, method, contest.counts, contest.importance).mask
 
 
-def _ranks(scores: Scores) -> dict[str, np.ndarray]:
-    """Ranks within every group, in (0, 1]; equal scores alike."""
-    return {name: rankdata(row) / len(row) for name, row in scores.items()}
-
-
-def _sum(one: Scores, other: Scores, weight: float = 1.0) -> dict[str, np.ndarray]:
-    return {name: np.asarray(row) + weight * np.asarray(other[name]) for name, row in one.items()}
+def _sum(one: Scores, other: Scores) -> dict[str, np.ndarray]:
+    return {name: np.asarray(row) + np.asarray(other[name]) for name, row in one.items()}
 
 
 def _scores(voters: Voters) -> dict[str, np.ndarray]:
@@ -92,13 +84,15 @@ def _scores(voters: Voters) -> dict[str, np.ndarray]:
 
 
 def with_prior(contest: Contest, voters: Voters) -> Mask:
-    """The backbone's importance as a prior: a unit of the highest rank has half a full vote more."""
-    return contest.top(_sum(_scores(voters), _ranks(contest.importance), PRIOR))
+    """With the backbone's importance as a prior, as the coordinator votes by default."""
+    ballots, prior = voters.ballots(voters.nearest_first), VotingSettings.prior
+    importance = ranks(contest.importance)
+    return elect(contest.structure, ballots, "smsp", contest.counts, importance, prior).mask
 
 
 def with_taylor(contest: Contest, voters: Voters) -> Mask:
     """Ranks of the vote and of a Taylor pass through the whole backbone, added."""
-    return contest.top(_sum(_ranks(_scores(voters)), _ranks(taylor_scores(contest))))
+    return contest.top(_sum(ranks(_scores(voters)), ranks(taylor_scores(contest))))
 
 
 def smoothed(contest: Contest, voters: Voters) -> Mask:
@@ -112,8 +106,8 @@ def over_all_groups(contest: Contest, voters: Voters) -> Mask:
 
     Ties go to the higher rank by importance within its group. Every group keeps a unit.
     """
-    scores, ranks = _scores(voters), _ranks(contest.importance)
-    rows = [scores[g.name] + 1e-3 * ranks[g.name] for g in contest.structure.groups]
+    scores, standing = _scores(voters), ranks(contest.importance)
+    rows = [scores[g.name] + 1e-3 * standing[g.name] for g in contest.structure.groups]
     order = np.argsort(-np.concatenate(rows), kind="stable")
     group_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     spare = sum(contest.counts) - len(rows)

@@ -18,6 +18,7 @@ from server.healing.drawn_votes import KeepRatios, drawn_votes
 from server.healing.heal import HealingSettings, PublicImages, Watch, distance, heal
 from server.healing.store import HealedBackbone, HealedStore
 from server.library import Library
+from server.voting import ranks
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def heal_library(
     iteration, BudgetError where no sub-network is as small as asked for.
     """
     backbone, structure = library.offer.backbone, library.offer.structure
-    importance = magnitude(weights, structure)
+    importance = ranks(magnitude(weights, structure))
     entries = [entry.mask for entry in library.export()]
     masks = drawn_votes(structure, entries, importance, ratios, voting or VotingSettings(), seed)
     done = 0

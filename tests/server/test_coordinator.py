@@ -231,3 +231,9 @@ def test_a_contribution_to_nothing_that_was_assigned_is_refused_and_does_not_vot
 def test_settings_that_elect_nothing_are_refused(values):
     with pytest.raises(InputError, match="needed are at least one neighbour"):
         VotingSettings(**values)
+
+
+@pytest.mark.parametrize("prior", [-0.1, float("nan"), float("inf")])
+def test_a_prior_that_is_no_number_from_0_is_refused(prior):
+    with pytest.raises(InputError, match="the prior is"):
+        VotingSettings(prior=prior)

@@ -11,7 +11,7 @@ from common.exchange import METHODS
 from common.mask import Mask
 from common.structure import Group, Structure
 from common.structure.cost import Cost
-from server.voting import Ballot, elect, mvp_vote, smsp_score, with_runners_up
+from server.voting import Ballot, elect, mvp_vote, ranks, smsp_score, with_runners_up
 
 NOTHING = Cost((), ())
 
@@ -124,6 +124,35 @@ def test_scores_that_are_equal_on_paper_are_tied_though_0_1_plus_0_2_is_not_0_3(
         importance = {"a": np.eye(4)[favourite], "b": np.zeros(2)}
         elected = elect(FOUR_AND_TWO, ballots, "smsp", (2, 1), importance).mask
         assert np.flatnonzero(elected["a"]).tolist() == [favourite, 3]
+
+
+def test_ranks_are_shares_of_their_group_and_equals_share_their_mean():
+    found = ranks({"a": np.array([5.0, 1.0, 5.0, 7.0]), "b": np.array([2.0, 2.0])})
+    assert found["a"].tolist() == [2.5 / 4, 1 / 4, 2.5 / 4, 1.0]
+    assert found["b"].tolist() == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_prior_outweighs_a_minority_of_the_votes_and_no_majority(method):
+    """Votes of 1, 3, 1 and 0 of four; ranks of 1/4, 2/4, 3/4 and 1."""
+    ballots = [Ballot(mask_of(bits), 0.5) for bits in ("1000", "0100", "0110", "0100")]
+    importance = {"a": np.array([0.25, 0.5, 0.75, 1.0]), "b": np.array([1.0, 0.5])}
+    plain, weighed, heavy = (
+        elect(FOUR_AND_TWO, ballots, method, (2, 1), importance, prior) for prior in (0.0, 0.5, 4.0)
+    )
+    assert bits_of(plain.mask) == "0110" + "10"  # of units 0 and 2, one vote each, the more important
+    # 0.25 + 0.125, 0.75 + 0.25, 0.25 + 0.375, 0 + 0.5
+    assert weighed.scores["a"].tolist() == pytest.approx([0.375, 1.0, 0.625, 0.5])
+    assert bits_of(weighed.mask) == "0110" + "10"
+    assert bits_of(heavy.mask) == "0011" + "10"
+
+
+@given(kept_rows(5), st.permutations(range(10)), st.integers(1, 9))
+def test_an_endless_prior_elects_as_an_empty_library_does(kept, order, count):
+    importance = ranks({"a": np.array(order, dtype=np.float64)})
+    alone = elect(TEN, [], "smsp", (count,), importance)
+    voted = elect(TEN, ballots_of(kept, [0.5] * 5), "smsp", (count,), importance, 1e6)
+    assert voted.mask == alone.mask
 
 
 @pytest.mark.parametrize("method", METHODS)
