@@ -1,10 +1,14 @@
 """What chooses the units: the vote, and all that a user would do instead."""
 
+from dataclasses import replace
+
 from simulations.experiments.experiment import Experiment
 from simulations.way import Way
 
 SMSP = Way("SMSP")
 HEALED = Way("SMSP", healing="library")
+DEFAULT = Way("SMSP and importance")
+"""As a server votes by default."""
 
 CRITERIA = Experiment(
     name="criteria",
@@ -15,6 +19,8 @@ CRITERIA = Experiment(
         Way("L1", healing="library"),
         SMSP,
         Way("L1"),
+        DEFAULT,
+        replace(DEFAULT, healing="library"),
         Way("random"),
         Way("linear probe", iterations=0),
         Way("Taylor"),
