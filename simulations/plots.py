@@ -316,7 +316,10 @@ def _name(line: Line, result: Result) -> str:
         alone = len(line.points) == 1
         return f"{line.name} ({measured_text(point)})" if alone else line.name
     told = measured_text(point)
-    return line.name if told == _usual(result) else f"{line.name} ({told})"
+    notes = [] if told == _usual(result) else [told]
+    if point.tasks < max(other.tasks for other in result.points):
+        notes.append(f"{point.tasks} tasks alone")
+    return f"{line.name} ({', '.join(notes)})" if notes else line.name
 
 
 def _noted(figure: Figure, result: Result, note: str) -> Figure:

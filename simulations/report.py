@@ -87,10 +87,14 @@ class Run:
 
     def command(self, experiment: str) -> str:
         """The command that measured an experiment, as it was given; else the one that does."""
+        place = str(self.path)
         for given in reversed(self.info.get("commands", [])):
-            if {experiment, "all"} & set(shlex.split(given)):
+            words = shlex.split(given)
+            if {experiment, "all"} & set(words):
                 return given
-        return f"maskvote-sim experiment {experiment} --run {shlex.quote(str(self.path))}"
+            if "--run" in words[:-1]:
+                place = words[words.index("--run") + 1]  # the records may have been copied since
+        return f"maskvote-sim experiment {experiment} --run {shlex.quote(place)}"
 
 
 def read_runs(paths: Iterable[Path], experiments: Mapping[str, Experiment]) -> list[Run]:

@@ -143,7 +143,11 @@ def test_settings_versions_and_commands_are_on_the_page(run):
 def test_an_experiments_command_is_the_one_that_was_given_else_the_one_to_give(run):
     (read,) = read_runs([run], FEW)
     assert read.command("bars") == "maskvote-sim experiment bars --run here"
-    assert read.command("unused") == f"maskvote-sim experiment unused --run {run}"
+    assert read.command("unused") == "maskvote-sim experiment unused --run here"
+    path = run / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commands": []}))
+    (moved,) = read_runs([run], FEW)
+    assert moved.command("unused") == f"maskvote-sim experiment unused --run {run}"
 
 
 def test_runs_of_several_backbones_stand_side_by_side(run, tmp_path):
