@@ -168,6 +168,10 @@ class Backbone:
         """The names of the classifiers' weights and biases, those of the first one first."""
         return tuple(f"{name}.{leaf}" for name in self.classifiers for leaf in ("weight", "bias"))
 
+    def without_classifiers(self, weights: Weights) -> dict[str, Tensor]:
+        """The weights that features depend on: these very tensors, but for the classifiers'."""
+        return {name: tensor for name, tensor in weights.items() if name not in self.classifier_tensors}
+
     def to_json(self) -> str:
         """The description as JSON, the same text for the same backbone."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -275,6 +279,11 @@ def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
             "give a checkpoint file instead"
         ) from error
     return dict(network.state_dict())
+
+
+def backbone_weights(backbone: Backbone, checkpoint: Path | None) -> dict[str, Tensor]:
+    """The weights in a checkpoint, else those that timm publishes. Errors as of either."""
+    return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
 
 
 def weights_digest(weights: Weights) -> str:

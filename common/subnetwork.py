@@ -73,7 +73,7 @@ class SubNetwork:
         Every tensor is selected straight into its place in the file that `to_bytes` gives; on another
         device than the CPU, it is selected there.
         """
-        left = {k: v for k, v in weights.items() if k not in backbone.classifier_tensors}
+        left = backbone.without_classifiers(weights)
         if not all(tensor.is_cpu for tensor in left.values()):
             return cls(backbone, mask, cut(left, mask), healed)
         selection = Selection(mask)

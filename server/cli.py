@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import torch
 
-from common.backbone import Backbone
+from common.backbone import Backbone, backbone_weights
 from common.command_line import progress, run, settings_option
 from common.envelope import seal, unseal
 from common.errors import TaskDataError
@@ -31,7 +31,7 @@ from server.healing.heal_library import store_of
 from server.healing.healer import healer_of
 from server.inspect_cli import inspect
 from server.library import Library
-from server.model_options import CHECKPOINT, backbone_weights, model_options, proof_progress
+from server.model_options import CHECKPOINT, model_options, proof_progress
 from server.operate_cli import JSON, OPERATE
 from server.serve_cli import HEAL_IMAGES, HEAL_SECONDS, serve
 from server.token_cli import token

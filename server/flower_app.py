@@ -14,7 +14,7 @@ import time
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.backbone import Weights, pretrained_weights, read_weights
+from common.backbone import Weights, backbone_weights
 from common.files import write_whole
 from common.settings import FleetSettings, fleet_settings
 from server.coordinator import Coordinator, VotingSettings
@@ -46,16 +46,10 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         chosen = settings or fleet_settings(context.run_config)
         with Library.open(chosen.library) as library:
-            serve_fleet(grid, library, weights or _weights(library, chosen), chosen, watch)
+            held = weights or backbone_weights(library.offer.backbone, chosen.checkpoint)
+            serve_fleet(grid, library, held, chosen, watch)
 
     return app
-
-
-def _weights(library: Library, settings: FleetSettings) -> Weights:
-    backbone = library.offer.backbone
-    if settings.checkpoint is None:
-        return pretrained_weights(backbone)
-    return read_weights(settings.checkpoint, backbone)
 
 
 def serve_fleet(

@@ -70,7 +70,7 @@ def make_probe(
     generator = torch.Generator().manual_seed(seed)
     recalibrate_batch_norm(network, images, generator, count=1024)
     center = all_features(network, images).mean(0).numpy()
-    left = {k: v for k, v in network.state_dict().items() if k not in backbone.classifier_tensors}
+    left = backbone.without_classifiers(network.state_dict())
     return Probe(SubNetwork(backbone, mask, left), center)
 
 
@@ -100,9 +100,7 @@ def seed_library(
         if not library.has(entry):
             target = allot(offer.structure, budget, len(task.classes))
             generator = torch.Generator().manual_seed(seed ^ int(entry[:15], 16))
-            left = {
-                k: v.clone() for k, v in weights.items() if k not in offer.backbone.classifier_tensors
-            }
+            left = {k: v.clone() for k, v in offer.backbone.without_classifiers(weights).items()}
             network = rebuild(offer.backbone, left, len(task.classes))
             adapted = adapt_network(
                 network,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import torch
 
+from common.backbone import backbone_weights
 from common.command_line import progress, settings_option, show, show_json
 from common.errors import InputError
 from server.admission import check_weights
@@ -17,7 +18,7 @@ from server.healing.heal import HealingSettings, Watch
 from server.healing.heal_library import Healing, heal_library, store_of
 from server.healing.public_images import MOST_IMAGES, public_images
 from server.library import Library
-from server.model_options import CHECKPOINT, backbone_weights
+from server.model_options import CHECKPOINT
 from server.operate_cli import JSON
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from common.backbone import Backbone, Weights, pretrained_weights, read_weights
 from common.command_line import progress
 
 
@@ -38,11 +37,6 @@ CHECKPOINT = click.option(
     type=click.Path(path_type=Path),
     help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
 )
-
-
-def backbone_weights(backbone: Backbone, checkpoint: Path | None) -> Weights:
-    """The weights in a checkpoint, else those that timm publishes. WeightsError where they are no use."""
-    return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
 
 
 def key_values(pairs: tuple[str, ...]) -> dict[str, object]:

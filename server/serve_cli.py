@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import structlog
 
-from common.backbone import pretrained_weights, read_weights
+from common.backbone import backbone_weights
 from common.command_line import settings_option
 from common.errors import InputError
 from common.exchange import Limits
@@ -88,10 +88,7 @@ def serve(
     )
     log_to_stderr()
     with Library.open(library) as opened:
-        backbone = opened.offer.backbone
-        weights = (
-            pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)
-        )
+        weights = backbone_weights(opened.offer.backbone, checkpoint)
         asyncio.run(_until_told_to_stop(opened, weights, settings))
 
 

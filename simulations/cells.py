@@ -117,8 +117,7 @@ class Cells:
         """The tensors that a mask leaves, healed as the way says."""
         run = self._run
         if way.healing in ("library", "empty"):
-            healed, classifiers = run.healed(way.healing), run.backbone.classifier_tensors
-            return cut({k: v for k, v in healed.items() if k not in classifiers}, mask)
+            return cut(run.backbone.without_classifiers(run.healed(way.healing)), mask)
         indices = None
         if way.healing == "nearest":
             means = self._whole_probe.describe(task.train, len(task.classes)).means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,15 +44,15 @@ class Contest:
         """The same randomness for every way."""
         return torch.Generator().manual_seed(self.seed)
 
-    @property
+    @cached_property
     def importance(self) -> Scores:
         """The backbone's own: L1 magnitude."""
         return magnitude(self.weights, self.structure)
 
     def features_of(self) -> dict[str, torch.Tensor]:
         """The backbone's weights without its classifier: copies."""
-        names = self.backbone.classifier_tensors
-        return {k: v.clone() for k, v in self.weights.items() if k not in names}
+        left = self.backbone.without_classifiers(self.weights)
+        return {name: tensor.clone() for name, tensor in left.items()}
 
     def network(self, mask: Mask) -> torch.nn.Module:
         """The network that a mask cuts out, with a classifier of zeros for the task's classes."""

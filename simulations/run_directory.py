@@ -30,7 +30,7 @@ import timm
 import torch
 from safetensors.torch import save
 
-from common.backbone import Backbone, Weights, pretrained_weights, read_weights
+from common.backbone import Backbone, Weights, backbone_weights, read_weights
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
@@ -157,9 +157,7 @@ class RunDirectory:
     def weights(self) -> Weights:
         """Its weights."""
         checkpoint = self.settings.checkpoint
-        if not checkpoint:
-            return pretrained_weights(self.backbone)
-        return read_weights(Path(checkpoint), self.backbone)
+        return backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
 
     @cached_property
     def pool(self) -> ClassPool:

@@ -276,7 +276,7 @@ def heal_mask(
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Tensor]:
     """The tensors that a mask leaves of the weights, healed for this mask alone; see `heal`."""
-    left = cut({k: v for k, v in weights.items() if k not in backbone.classifier_tensors}, mask)
+    left = cut(backbone.without_classifiers(weights), mask)
     same = iter(lambda: mask, None)
     return heal(
         backbone, left, same, public, settings, generator,

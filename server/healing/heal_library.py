@@ -85,7 +85,7 @@ def heal_library(
     judge = Mask.keep_top(structure, importance, allot(structure, Budget(keep_ratio=keep_ratio), 1))
     return Healing(
         HealedBackbone(
-            {n: t.cpu() for n, t in healed.items() if n not in backbone.classifier_tensors},
+            {n: t.cpu() for n, t in backbone.without_classifiers(healed).items()},
             ratios.low,
             ratios.high,
             iterations=done,
