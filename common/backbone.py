@@ -281,6 +281,18 @@ def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
     return dict(network.state_dict())
 
 
+def classes_of(checkpoint: Path | None, model: str) -> int | None:
+    """How many classes a checkpoint of a timm model has, by its classifier; None where it has none."""
+    if checkpoint is None:
+        return None
+    name = f"{Backbone.from_timm(model).classifier}.weight"
+    try:
+        weights, _ = read_tensors(read_whole(checkpoint))
+        return weights[name].shape[0]
+    except (InputError, LookupError):
+        return None  # reading the weights says what is wrong with the file
+
+
 def backbone_weights(backbone: Backbone, checkpoint: Path | None) -> dict[str, Tensor]:
     """The weights in a checkpoint, else those that timm publishes. Errors as of either."""
     return pretrained_weights(backbone) if checkpoint is None else read_weights(checkpoint, backbone)

@@ -13,10 +13,12 @@ import torch
 from torch.nn import functional
 
 from common.adaptation import Adapted
+from common.backbone import Backbone, Weights
 from common.fitting import accuracy, fit, on_device_of, start_from_means
 from common.importance import RANKING_BATCHES, magnitude, rank
 from common.mask import Mask, Scores
 from common.pruning import Pruned, PruningSettings
+from common.structure import Structure
 from common.task_data import batches
 from simulations.contest import Contest
 
@@ -156,7 +158,14 @@ def scratch(contest: Contest) -> Adapted:
 
 def dense(contest: Contest) -> Adapted:
     """The whole backbone, tuned: what a device without a budget would have."""
-    return replace(contest, cut=None).adapt(Mask.full(contest.structure))
+    return whole(contest, contest.backbone, contest.weights, contest.structure)
+
+
+def whole(contest: Contest, backbone: Backbone, weights: Weights, structure: Structure) -> Adapted:
+    """Another backbone, whole, tuned in the contest's iterations: a small network off the shelf."""
+    mask = Mask.full(structure)
+    other = replace(contest, backbone=backbone, weights=weights, structure=structure, cut=None)
+    return other.adapt(mask)
 
 
 def linear_probe(contest: Contest) -> Adapted:

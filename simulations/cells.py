@@ -12,19 +12,20 @@ import numpy as np
 import torch
 
 from common.adaptation import Adapted
-from common.exchange import Budget
+from common.exchange import Budget, Method
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.mask import Mask
 from common.privacy import Privacy
 from common.pruning import PruningSettings
 from common.signature import Probe, TaskSignature
+from common.structure import Structure
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
 from server.budget import allot
 from server.healing.heal import HealingSettings, heal_mask
 from server.library import Entry, Library
-from simulations.baselines import MASKS, NETWORKS
+from simulations.baselines import MASKS, NETWORKS, whole
 from simulations.contest import Contest
 from simulations.records import Cell, Record
 from simulations.run_directory import RunDirectory
@@ -39,8 +40,13 @@ NEAREST_PUBLIC_SHARE = 0.1
 CENTER_TASKS = 8
 """Library tasks whose images tell the mean of the whole backbone's features: the server's own side."""
 
-WAYS: tuple[str, ...] = (*VOTES, "MVP", "neighbours", *MASKS, *NETWORKS)
-"""All masks that a way may name; "neighbours" only looks for them, and adapts nothing."""
+PRUNED: dict[str, Method] = {"MVP": "mvp", "SMSP pruned": "smsp"}
+"""Ways that start with more units than they end with -> the votes that choose them: the first paper's,
+and both papers' together, votes weighted by similarity and then pruned while tuning."""
+
+WAYS: tuple[str, ...] = (*VOTES, *PRUNED, "neighbours", *MASKS, *NETWORKS, "small network")
+"""All masks that a way may name; "neighbours" only looks for them, and adapts nothing, and "small
+network" is the run's own one off the shelf."""
 
 
 class Cells:
@@ -60,11 +66,11 @@ class Cells:
 
     def _measured(self, cell: Cell, evaluate_at: tuple[int, ...]) -> Record:
         way, run = cell.way, self._run
-        task = run.new_task(cell.task, way.images)
+        task = run.new_task(cell.task, way.images, small=way.mask == "small network")
         values: dict[str, float] = {}
         facts: dict[str, object] = {"classes": len(task.classes), "domain": cell.task.domain}
         voters = None
-        if way.mask in VOTES or way.mask in ("MVP", "neighbours") or way.healing == "nearest":
+        if way.mask in {*VOTES, *PRUNED, "neighbours"} or way.healing == "nearest":
             voters = self._voters(cell, task)
             if (recall := self._recall(cell, voters)) is not None:
                 values["recall"] = recall
@@ -99,15 +105,18 @@ class Cells:
         )
 
     def _adapted(self, way: Way, contest: Contest, voters: Voters | None) -> Adapted:
+        if way.mask == "small network":
+            backbone, weights = self._run.small
+            return whole(contest, backbone, weights, self._small_structure)
         if way.mask in NETWORKS:
             return NETWORKS[way.mask](contest)
-        if voters is not None and way.mask == "MVP":
+        if voters is not None and way.mask in PRUNED:
             larger = allot(
                 contest.structure,
                 Budget(keep_ratio=way.keep_ratio, headroom=HEADROOM).while_adapting,
                 len(contest.task.classes),
             )
-            start = voted(replace(contest, counts=larger), voters, "mvp", voters.nearest_first)
+            start = voted(replace(contest, counts=larger), voters, PRUNED[way.mask], voters.nearest_first)
             return contest.adapt(start, target=contest.counts, pruning=PruningSettings())
         if voters is not None and way.mask in VOTES:
             return contest.adapt(VOTES[way.mask](contest, voters))
@@ -142,6 +151,10 @@ class Cells:
             rows.append(all_features(bare.network, images, torch.arange(0, len(images), 10)))
         center = torch.cat(rows)
         return Probe(network, center.mean(0).numpy())
+
+    @cached_property
+    def _small_structure(self) -> Structure:
+        return self._run.small[0].structure()
 
     @cached_property
     def _probe(self) -> Probe:

@@ -14,7 +14,7 @@ import click
 import numpy as np
 from safetensors.torch import save
 
-from common.backbone import Backbone, pretrained_weights, read_weights
+from common.backbone import Backbone, classes_of, pretrained_weights, read_weights
 from common.command_line import run, settings_option, show, show_json
 from common.errors import InputError
 from common.exchange import METHODS, Method
@@ -25,7 +25,7 @@ from server.founding import found_library
 from simulations.baselines import ALTERNATIVES
 from simulations.demo import DemoSettings, demo_backbone, demo_weights, device_tasks, library_pool
 from simulations.devices import lay_out
-from simulations.experiment_cli import classes_of, experiment
+from simulations.experiment_cli import experiment
 from simulations.fleet import (
     FleetRun,
     alternatives_in_processes,
@@ -35,6 +35,7 @@ from simulations.fleet import (
     worker_processes,
 )
 from simulations.plots import curves
+from simulations.pretrain_cli import pretrain_command
 from simulations.report_cli import report
 from simulations.stages import Watch, stages
 from simulations.tasks import ClassPool, TaskChoice, draw_tasks, read_pool
@@ -55,6 +56,7 @@ def cli() -> None:
     """Simulate fleets of devices on one machine."""
 
 
+cli.add_command(pretrain_command)
 cli.add_command(experiment)
 cli.add_command(report)
 

@@ -12,11 +12,9 @@ from typing import Any
 import click
 import torch
 
-from common.backbone import Backbone
+from common.backbone import classes_of
 from common.command_line import settings_option, show, show_json
 from common.errors import InputError
-from common.files import read_whole
-from common.tensor_file import read_tensors
 from server.model_options import model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
@@ -43,6 +41,9 @@ LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
 @settings_option("--tasks", "tasks_a_seed", default=RunSettings.tasks_a_seed, help="New tasks a seed.")
 @settings_option("--seeds", default=RunSettings.seeds)
 @settings_option("--images", default=RunSettings.images, help="Training images a class.")
+@click.option("--small", "small_model", help="A small network off the shelf to hold the others against: "
+              "a timm model name; a run that began without one takes it, too.")  # fmt: skip
+@click.option("--small-checkpoint", default="", help="Its safetensors file, or timm's own.")
 @click.option("--large", is_flag=True, help="200 library tasks, 20 new tasks for each of 5 seeds.")
 @click.option("--device", help="cpu or cuda; default: cuda where there is one.")
 @settings_option("--workers", default=2, help="Cells at a time, a processor each.")
@@ -61,6 +62,8 @@ def experiment(
     tasks_a_seed: int,
     seeds: int,
     images: int,
+    small_model: str | None,
+    small_checkpoint: str,
     large: bool,
     device: str | None,
     workers: int,
@@ -99,6 +102,8 @@ def experiment(
         run = RunDirectory.begin(path, replace(settings, **LARGE) if large else settings)
     else:
         run = RunDirectory(path)
+    if small_model is not None:
+        run.hold_against(small_model, small_checkpoint)
     run.note_command(f"maskvote-sim {shlex.join(sys.argv[1:])}")
     with stages(as_json) as watch:
         prepare(run, chosen, workers, watch)
@@ -140,15 +145,3 @@ def _show(run: RunDirectory, one: Experiment, records: list[Record]) -> None:
         at = "" if one.x in ("way", "iterations") else getattr(way, one.x)
         rows.append([one.line(way), at, len(found), *("" if m is None else f"{m:.1%}" for m in means)])
     show(one.question, ["way", one.x if rows and rows[0][1] != "" else "", "tasks", *names], rows)
-
-
-def classes_of(checkpoint: Path | None, model: str) -> int | None:
-    """How many classes a checkpoint has, from its own classifier."""
-    if checkpoint is None:
-        return None
-    name = f"{Backbone.from_timm(model).classifier}.weight"
-    try:
-        weights, _ = read_tensors(read_whole(checkpoint))
-        return weights[name].shape[0]
-    except (InputError, LookupError):
-        return None  # reading the weights says what is wrong with the file

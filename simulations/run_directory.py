@@ -20,7 +20,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import timm
 import torch
 from safetensors.torch import save
 
-from common.backbone import Backbone, Weights, backbone_weights, read_weights
+from common.backbone import Backbone, Weights, backbone_weights, classes_of, read_weights
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
@@ -83,6 +83,10 @@ class RunSettings:
     healing: HealingSettings = field(default_factory=HealingSettings)
     heal_ratios: KeepRatios = field(default_factory=KeepRatios)
     device: str = "cpu"
+    small_model: str = ""
+    """A small network off the shelf to hold the others against; "" is none."""
+    small_checkpoint: str = ""
+    """Its safetensors file; "" is what timm publishes."""
 
 
 class RunDirectory:
@@ -133,6 +137,21 @@ class RunDirectory:
         write_whole(file, json.dumps(record, indent=1).encode())
         return cls(path)
 
+    def hold_against(self, model: str, checkpoint: str) -> None:
+        """Let a small network off the shelf take part in this run, too. InputError where another does."""
+        mine = (self.settings.small_model, self.settings.small_checkpoint)
+        if mine == (model, checkpoint):
+            return
+        if mine[0]:
+            raise InputError(
+                f"{self.path} already holds its ways against {' of '.join(filter(None, mine))}; leave "
+                "out --small and --small-checkpoint, or begin another run"
+            )
+        data = json.loads(bytes(read_whole(self.path / "run.json")))
+        data["settings"] |= {"small_model": model, "small_checkpoint": checkpoint}
+        write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
+        self.settings = replace(self.settings, small_model=model, small_checkpoint=checkpoint)
+
     def note_command(self, command: str) -> None:
         """Keep a command with the run that it was part of."""
         data = json.loads(bytes(read_whole(self.path / "run.json")))
@@ -158,6 +177,19 @@ class RunDirectory:
         """Its weights."""
         checkpoint = self.settings.checkpoint
         return backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
+
+    @cached_property
+    def small(self) -> tuple[Backbone, Weights]:
+        """The small network off the shelf, which sees images at the backbone's size."""
+        s = self.settings
+        checkpoint = Path(s.small_checkpoint) if s.small_checkpoint else None
+        backbone = Backbone.from_timm(
+            s.small_model,
+            num_classes=classes_of(checkpoint, s.small_model),
+            image_size=self.backbone.input_size[-1],
+            arguments={"in_chans": channels} if (channels := self.backbone.input_size[0]) != 3 else {},
+        )
+        return backbone, backbone_weights(backbone, checkpoint)
 
     @cached_property
     def pool(self) -> ClassPool:
@@ -206,9 +238,15 @@ class RunDirectory:
         """A library task's data: half of the images, devices have the other half."""
         return self.pool.task(choice, owners=2, owner=0, images=self.settings.images)
 
-    def new_task(self, choice: TaskChoice, images: int | None = None) -> Task:
-        """A device's data; evaluation images are the same for both sides, and only judge."""
-        return self.pool.task(choice, owners=2, owner=1, images=images or self.settings.images)
+    def new_task(
+        self, choice: TaskChoice, images: int | None = None, *, small: bool = False
+    ) -> Task:
+        """A device's data; evaluation images are the same for both sides, and only judge.
+
+        The same pixels for the `small` network, normalised as it wants them.
+        """
+        pool = replace(self.pool, backbone=self.small[0]) if small else self.pool
+        return pool.task(choice, owners=2, owner=1, images=images or self.settings.images)
 
     def new_choices(self, kinds: Sequence[Tasks]) -> list[tuple[int, TaskChoice]]:
         """The devices' tasks, each with its seed."""

@@ -19,10 +19,17 @@ from simulations.tasks import TaskChoice
 def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
     """All cells of an experiment, a way after the other: a run that is stopped has whole ways.
 
-    Ways that ask for more tasks than the run's library has are left out.
+    Ways that ask for more tasks than the run's library has, or for a small network where it has none,
+    are left out.
     """
     tasks = run.new_choices(experiment.tasks)
-    ways = [way for way in experiment.ways if (way.entries or 0) <= run.settings.library_tasks]
+    settings = run.settings
+    ways = [
+        way
+        for way in experiment.ways
+        if (way.entries or 0) <= settings.library_tasks
+        and (way.mask != "small network" or settings.small_model)
+    ]
     return [Cell(seed, choice, way) for way in ways for seed, choice in tasks]
 
 

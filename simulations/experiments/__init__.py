@@ -6,7 +6,7 @@ from simulations.experiments.experiment import Experiment
 from simulations.experiments.healing import HEALING, HEALING_LENGTH
 from simulations.experiments.ideas import IDEAS
 from simulations.experiments.libraries import GROWTH, LIBRARY_SIZE, NEIGHBOURS
-from simulations.experiments.retrieval import PRIVACY, PROBE, SIMILARITY
+from simulations.experiments.retrieval import PRIVACY, PRIVACY_ACCURACY, PROBE, SIMILARITY
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
@@ -24,6 +24,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         SIMILARITY,
         PROBE,
         PRIVACY,
+        PRIVACY_ACCURACY,
         IDEAS,
     )
 }

@@ -41,3 +41,16 @@ PRIVACY = Experiment(
     against=Way("neighbours", images=50),
     tasks=("new", "five", "shifted"),
 )
+
+PRIVACY_ACCURACY = Experiment(
+    name="privacy-accuracy",
+    question="Does a network suffer where its neighbours were found by private signatures, of 50 images "
+    "a class? (Random neighbours tell what is at stake.)",
+    ways=(
+        *(Way("SMSP", iterations=25, epsilon=epsilon, images=50) for epsilon in (0.0, 1.0, 2.0, 8.0)),
+        Way("SMSP", iterations=25, similarity="random", images=50),
+    ),
+    x="epsilon",
+    line=lambda way: "random neighbours" if way.similarity == "random" else way.name,
+    against=Way("SMSP", iterations=25, images=50),
+)

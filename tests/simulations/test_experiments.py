@@ -78,6 +78,7 @@ def run(tmp_path_factory) -> RunDirectory:
         heal_ratios=KeepRatios(0.2, 0.5),
     )
     run = RunDirectory.begin(path, settings)
+    run.hold_against(backbone.model, settings.checkpoint)
     ways = tuple(Way("SMSP", healing=healing) for healing in ("library", "empty"))
     healed = Experiment("", "", ways, "way", Way("SMSP"))
     prepare(run, [healed], workers=1, watch=quiet)
@@ -88,6 +89,8 @@ def test_a_run_is_prepared_once_and_opened_with_the_settings_that_it_began_with(
     again = RunDirectory(run.path)
     assert again.settings == run.settings
     assert RunDirectory.begin(run.path, run.settings).settings == run.settings
+    run.hold_against(run.settings.small_model, run.settings.small_checkpoint)
+    assert RunDirectory(run.path).settings == run.settings
     before = (run.path / "library.db").stat().st_mtime_ns
     prepare(again, [], workers=1, watch=quiet)
     assert len(again.entries) == 3
@@ -102,6 +105,8 @@ def test_a_directory_that_is_no_run_or_another_run_is_refused(run, tmp_path):
     other = RunSettings(**{**vars(run.settings), "images": 7})
     with pytest.raises(InputError, match="other settings"):
         RunDirectory.begin(run.path, other)
+    with pytest.raises(InputError, match="already holds its ways against test_resnet"):
+        run.hold_against("resnet18", "")
 
 
 @pytest.mark.parametrize("mask", WAYS)
@@ -200,6 +205,21 @@ def test_a_cell_that_fails_is_recorded_and_the_others_are_measured(run, monkeypa
 def test_ways_that_want_a_larger_library_are_left_out(run):
     sizes = {cell.way.entries for cell in cells_of(run, EXPERIMENTS["library-size"])}
     assert sizes == {0}
+
+
+def test_a_small_network_takes_part_where_a_run_has_one(run):
+    of = {cell.way.mask for cell in cells_of(run, EXPERIMENTS["criteria"])}
+    without = RunDirectory(run.path)
+    without.settings = replace(run.settings, small_model="")
+    assert of - {cell.way.mask for cell in cells_of(without, EXPERIMENTS["criteria"])} == {
+        "small network"
+    }
+    seed, choice = run.new_choices(["new"])[0]
+    ways = (Way("small network", iterations=1), Way("dense", iterations=1))
+    one, other = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
+    # Here it is the backbone itself, so that both are one network.
+    assert one.values == other.values
+    assert one.facts["parameters"] == other.facts["parameters"]
 
 
 def test_devices_share_no_training_image_with_the_library(run):
