@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from common.backbone import Backbone, Weights, weights_digest
-from common.exchange import Budget, Contribution, Offer, TaskDescription
+from common.budget import Budget
+from common.exchange import Contribution, Offer, TaskDescription
 from common.importance import magnitude
 from common.mask import Mask
 from common.proto_codec import encode_contribution, encode_task_description

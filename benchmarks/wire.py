@@ -15,8 +15,9 @@ import numpy as np
 import timm
 
 from common.backbone import Backbone
+from common.budget import Budget
 from common.command_line import show
-from common.exchange import Assignment, Budget, Contribution, TaskDescription
+from common.exchange import Assignment, Contribution, TaskDescription
 from common.importance import magnitude
 from common.mask import Mask
 from common.proto_codec import encode_assignment, encode_contribution, encode_task_description

@@ -12,10 +12,10 @@ import timm
 import torch
 
 from common.adaptation import Adapted, Progress, adapt_network
+from common.budget import Budget
 from common.errors import MismatchError
 from common.exchange import (
     Assignment,
-    Budget,
     Contribution,
     Coordinator,
     Method,

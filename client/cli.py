@@ -11,6 +11,7 @@ import click
 import torch
 
 from client.adapt_cli import adapt_command
+from client.benchmark_cli import benchmark_command
 from client.describe_cli import describe_command
 from client.network_cli import evaluate, export
 from common.command_line import run, settings_option
@@ -32,5 +33,6 @@ def main() -> None:
 
 cli.add_command(describe_command)
 cli.add_command(adapt_command)
+cli.add_command(benchmark_command)
 cli.add_command(evaluate)
 cli.add_command(export)

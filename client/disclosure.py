@@ -52,6 +52,23 @@ def disclose(description: TaskDescription, privacy: Privacy | None = None) -> tu
         "signature.means": (f"class by class, the mean of its features{noised}", _row(means)),
         "budget.keep_ratio": ("share of the units that you can afford", f"{budget.keep_ratio:g}"),
         "budget.parameters": ("parameters that you can afford", f"{budget.parameters:,}"),
+        "budget.flops": ("operations that you can afford for an image", f"{budget.flops:,}"),
+        "budget.weight_bytes": ("bytes of weights that you can afford", f"{budget.weight_bytes:,}"),
+        "budget.activation_bytes": (
+            "bytes of activations that you can afford",
+            f"{budget.activation_bytes:,}",
+        ),
+        "budget.latency_ms": ("milliseconds that an image may take you", f"{budget.latency_ms:g}"),
+        "budget.latency.structure": (
+            "what your latency table is of",
+            budget.latency.structure.hex(),
+        ),
+        "budget.latency.flops": ("sizes in your latency table", _row(budget.latency.flops)),
+        "budget.latency.milliseconds": (
+            "how long they take on your device",
+            _row(budget.latency.milliseconds),
+        ),
+        "budget.multiple": ("what widths are to be multiples of", f"{budget.multiple}"),
         "budget.headroom": ("how many times that while adapting", f"{budget.headroom:g}"),
         "budget.wait_seconds": ("how long you wait for it to be healed", f"{budget.wait_seconds:g}"),
         "method": ("how the sub-network is found", description.method),

@@ -18,6 +18,7 @@ from client.export import SavedNetwork
 from client.grpc_client import RemoteCoordinator
 from client.state import Setting, State
 from client.task_options import Asked, Server
+from common.budget import LatencyTable, check_feasible
 from common.command_line import progress
 from common.exchange import Offer, Receipt, TaskDescription
 from common.fine_tune import FineTuneSettings
@@ -93,10 +94,16 @@ def description_of(asked: Asked, server: Server, state: State) -> TaskDescriptio
         return kept
     with _reached(server, state) as (coordinator, bars):
         offer = state.offer or state.keep(coordinator.offer())
-        task = _task(asked, offer, state, coordinator, bars)
+        task = _task(asked, offer, state, bars)
         return state.keep(
             describe(offer, task, asked.budget, asked.method, new_request_id(), asked.privacy)
         )
+
+
+def offer_of(server: Server) -> Offer:
+    """What the server offers, and in its state what it offered before."""
+    with opened_state(server.state) as state, _reached(server, state) as (coordinator, _):
+        return state.offer or state.keep(coordinator.offer())
 
 
 def adapt_through(
@@ -115,7 +122,7 @@ def adapt_through(
     with _reached(server, state) as (coordinator, bars):
         adapted = adapt(
             coordinator,
-            lambda offer: _task(asked, offer, state, coordinator, bars),
+            lambda offer: _task(asked, offer, state, bars),
             asked.budget,
             settings,
             generator_of(seed, asked.place),
@@ -138,16 +145,17 @@ def new_request_id() -> str:
 def _settings(asked: Asked) -> dict[str, Setting]:
     return {
         "data": str(asked.place),
-        "keep_ratio": asked.budget.keep_ratio,
-        "parameters": asked.budget.parameters,
-        "headroom": asked.budget.headroom,
-        "wait": asked.budget.wait_seconds,
+        **{name: _remembered(limit) for name, limit in vars(asked.budget).items()},
         "method": asked.method,
         "privacy": str(asked.privacy or "none"),
     }
 
 
-def _task(asked: Asked, offer: Offer, state: State, coordinator: RemoteCoordinator, bars: Bars) -> Task:
+def _remembered(limit: float | LatencyTable | None) -> Setting:
+    return limit if limit is None or isinstance(limit, int | float) else str(limit.points)
+
+
+def _task(asked: Asked, offer: Offer, state: State, bars: Bars) -> Task:
     """The task, after all that could make its computation be for nothing."""
     check_timm(offer.structure)
     task = asked.task(offer.backbone)
@@ -156,7 +164,7 @@ def _task(asked: Asked, offer: Offer, state: State, coordinator: RemoteCoordinat
     state.remember(classes=list(task.classes))
     if state.description is not None:
         return task
-    coordinator.terms.budgets.check(asked.budget, len(task.classes))
+    check_feasible(offer.structure, asked.budget, len(task.classes))
     return bars.describing(task)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from client.budget_options import LIMITS, budget_of, budget_options
 from client.patience import DEFAULT_SECONDS
 from common.backbone import Backbone
+from common.budget import Budget
 from common.command_line import settings_option
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
-from common.exchange import METHODS, Budget, Method
+from common.exchange import METHODS, Method
 from common.privacy import DEFAULT_DELTA, Privacy
 from common.task_data import Task, load_folder, load_torchvision
 
@@ -27,7 +30,7 @@ OFFER = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 
-OF_BUDGET = ("keep_ratio", "parameters", "headroom", "wait", "method", "epsilon", "delta")
+OF_BUDGET = (*LIMITS, "method", "epsilon", "delta")
 OF_SERVER = ("patience", "ca", "token_file", "certificate", "key", "insecure")
 """Names of the parameters of `asking`, and of those of `through_server` that are never needed."""
 
@@ -40,13 +43,11 @@ class Asked:
     """
 
     data: str
-    keep_ratio: float | None
-    parameters: int | None
-    headroom: float
+    limits: Mapping[str, Any]
+    """The budget's options; see `client.budget_options`."""
     method: Method
     epsilon: float | None = None
     delta: float | None = None
-    wait_seconds: float = 0.0
 
     @property
     def privacy(self) -> Privacy | None:
@@ -59,10 +60,10 @@ class Asked:
             )
         return None
 
-    @property
+    @cached_property
     def budget(self) -> Budget:
-        """The budget. BudgetError if it is none."""
-        return Budget(self.keep_ratio, self.parameters, self.headroom, self.wait_seconds)
+        """The budget. BudgetError if it is none; see `budget_of`."""
+        return budget_of(self.limits)
 
     @property
     def place(self) -> Path | str:
@@ -99,12 +100,7 @@ def asking(command: Callable) -> Callable:
         required=True,
         help="Directory with train/CLASS/*.png|jpg (and val/), or torchvision:NAME:DIRECTORY.",
     )
-    @click.option("--keep-ratio", type=float, help="Share of the backbone's units, in (0, 1].")
-    @click.option("--parameters", type=int, help="Parameters of the network that you can afford.")
-    @settings_option("--headroom", default=1.0, help="Times the budget that fit while adapting.")
-    @settings_option(
-        "--wait", default=0.0, help="Seconds to wait for a network healed for this one task; 0: none."
-    )
+    @budget_options
     @settings_option("--method", type=click.Choice(METHODS), default="smsp")
     @click.option(
         "--epsilon",
@@ -116,16 +112,13 @@ def asking(command: Callable) -> Callable:
     def with_asked(
         *arguments: Any,
         data: str,
-        keep_ratio: float | None,
-        parameters: int | None,
-        headroom: float,
-        wait: float,
         method: Method,
         epsilon: float | None,
         delta: float | None,
         **options: Any,
     ) -> Any:
-        asked = Asked(data, keep_ratio, parameters, headroom, method, epsilon, delta, wait)
+        limits = {name: options.pop(name) for name in LIMITS}
+        asked = Asked(data, limits, method, epsilon, delta)
         return command(*arguments, asked=asked, **options)
 
     return with_asked

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from common.backbone import Backbone
-from common.errors import BudgetError, InputError, MismatchError
+from common.budget import Budget
+from common.errors import InputError, MismatchError
 from common.mask import Mask
 from common.signature import Probe, TaskSignature
 from common.structure import Structure
@@ -22,57 +23,7 @@ Method = Literal["smsp", "mvp"]
 METHODS: tuple[Method, ...] = ("smsp", "mvp")
 
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
-MAX_PARAMETERS = 2**63 - 1  # what a 64-bit integer holds
-MAX_HEADROOM = 1000
 MAX_ROUNDS = 1000
-MAX_WAIT_SECONDS = 86_400
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a device can afford: a share of the backbone's units, or a number of parameters.
-
-    Exactly one is given. `keep_ratio` is in (0, 1]; `parameters` counts the whole network that the
-    device ends with, its own classifier included. `headroom` is how many times the budget the device
-    can hold while it adapts (1 to 1000): MVP starts larger and prunes down. `wait_seconds` is how
-    long the device is ready to wait for its network to be healed for it alone (0 to 86,400); with 0 it
-    takes what is there.
-    """
-
-    keep_ratio: float | None = None
-    parameters: int | None = None
-    headroom: float = 1.0
-    wait_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        if (self.keep_ratio is None) == (self.parameters is None):
-            raise BudgetError(
-                f"a budget is a keep ratio or a number of parameters, and here are "
-                f"{'both' if self.parameters is not None else 'neither'}; give exactly one"
-            )
-        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
-            raise BudgetError(f"the keep ratio is {self.keep_ratio}; it lies in (0, 1]")
-        if self.parameters is not None and not 1 <= self.parameters <= MAX_PARAMETERS:
-            raise BudgetError(
-                f"the budget is {self.parameters} parameters; it lies in 1 to {MAX_PARAMETERS}"
-            )
-        if not 1 <= self.headroom <= MAX_HEADROOM:
-            raise BudgetError(f"the headroom is {self.headroom}; it lies in 1 to {MAX_HEADROOM}")
-        if not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
-            raise BudgetError(
-                f"the wait is {self.wait_seconds} seconds; it lies in 0, which takes what is there, to "
-                f"{MAX_WAIT_SECONDS:,}"
-            )
-
-    @property
-    def while_adapting(self) -> Budget:
-        """The budget that the headroom allows while the device adapts."""
-        if self.keep_ratio is not None:
-            return Budget(keep_ratio=min(1.0, self.keep_ratio * self.headroom))
-        assert self.parameters is not None
-        # Beyond 2**53 the product is rounded: it must neither shrink the budget nor pass the limit.
-        enlarged = max(self.parameters, int(self.parameters * self.headroom))
-        return Budget(parameters=min(enlarged, MAX_PARAMETERS))
 
 
 @dataclass(frozen=True)
@@ -120,20 +71,6 @@ class BudgetLimits:
     keep_ratio: float
     parameters: int
     parameters_per_class: int
-
-    def check(self, budget: Budget, classes: int) -> None:
-        """Raise BudgetError, naming the least that is enough, for a budget below the limits."""
-        least = self.parameters + classes * self.parameters_per_class
-        if budget.keep_ratio is not None and budget.keep_ratio < self.keep_ratio:
-            raise BudgetError(
-                f"the keep ratio is {budget.keep_ratio}, the smallest sub-network keeps "
-                f"{self.keep_ratio:g} of the units; ask for at least that"
-            )
-        if budget.parameters is not None and budget.parameters < least:
-            raise BudgetError(
-                f"the budget is {budget.parameters:,} parameters, the smallest sub-network for {classes} "
-                f"classes needs {least:,}; ask for at least {least:,} parameters"
-            )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError, Message
 
 from common import exchange
 from common.backbone import Backbone
+from common.budget_codec import budget_in, budget_message
 from common.errors import InputError, MaskvoteError, MismatchError, SignatureError, WeightsError
 from common.files import Data
 from common.mask import Mask
@@ -92,7 +93,7 @@ def encode_task_description(task: exchange.TaskDescription) -> bytes:
     message = pb.TaskDescription(
         request_id=bytes.fromhex(task.request_id),
         signature=signature_message(task.signature),
-        budget=pb.Budget(**asdict(task.budget)),
+        budget=budget_message(task.budget),
         method=METHODS[task.method],
     )
     return serialized(message)
@@ -102,16 +103,10 @@ def encode_task_description(task: exchange.TaskDescription) -> bytes:
 def decode_task_description(message: bytes) -> exchange.TaskDescription:
     """The task description; whether its signature is of the right probe is for the probe to say."""
     parsed = parsed_as(pb.TaskDescription, message)
-    budget, size = parsed.budget, parsed.budget.WhichOneof("size")
     return exchange.TaskDescription(
         request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
         signature=signature_in(parsed.signature),
-        budget=exchange.Budget(
-            keep_ratio=budget.keep_ratio if size == "keep_ratio" else None,
-            parameters=budget.parameters if size == "parameters" else None,
-            headroom=budget.headroom,
-            wait_seconds=budget.wait_seconds,
-        ),
+        budget=budget_in(parsed.budget),
         method=named(METHODS, parsed.method, "method"),
     )
 

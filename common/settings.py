@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from common.budget import Budget
 from common.errors import InputError
-from common.exchange import METHODS, Budget, Method
+from common.exchange import METHODS, Method
 from common.fine_tune import FineTuneSettings
 from common.privacy import DEFAULT_DELTA, Privacy
 
@@ -73,6 +74,10 @@ class FleetSettings:
         _refuse(problems)
 
 
+LIMITS = ("parameters", "flops", "weight_bytes", "activation_bytes")
+"""Fields of DeviceSettings that are a budget instead of the keep ratio."""
+
+
 @dataclass(frozen=True)
 class DeviceSettings:
     """What devices are told, by the run or each by its own node. InputError lists what is broken."""
@@ -83,7 +88,16 @@ class DeviceSettings:
     keep_ratio: float = 0.1
     """Budget: share of the backbone's units that the network keeps."""
     parameters: int = 0
-    """Budget: parameters of the network instead; 0 leaves it to the keep ratio."""
+    """Budget: parameters of the network. Where this or one of the next four is given, all of them hold
+    and the keep ratio does not; 0 is no limit."""
+    flops: int = 0
+    """Budget: floating-point operations per image."""
+    weight_bytes: int = 0
+    """Budget: bytes of its tensors."""
+    activation_bytes: int = 0
+    """Budget: bytes of activations alive at once for one image."""
+    multiple: int = 1
+    """What widths in channels are to be multiples of."""
     headroom: float = 1.0
     """Times the budget that the device can hold while it adapts: 1 promises nothing."""
     wait_seconds: float = 0.0
@@ -111,7 +125,10 @@ class DeviceSettings:
         problems = _broken(
             (self.method in METHODS, f"method is {self.method!r}; choose {' or '.join(METHODS)}"),
             (self.threads >= 0, f"threads is {self.threads}; give 0 for torch's own choice"),
-            (self.parameters >= 0, f"parameters is {self.parameters}; give 0 for the keep ratio's"),
+            *(
+                (value >= 0, f"{_key(name)} is {value}; give 0 for no such limit")
+                for name, value in self._limits.items()
+            ),
         )
         for value in (lambda: self.budget, lambda: self.privacy, lambda: self.fine_tuning):
             try:
@@ -123,11 +140,20 @@ class DeviceSettings:
     @property
     def budget(self) -> Budget:
         """What the device can afford."""
-        if self.parameters > 0:
-            size = Budget(parameters=self.parameters)
-        else:
-            size = Budget(keep_ratio=self.keep_ratio)
-        return replace(size, headroom=self.headroom, wait_seconds=self.wait_seconds)
+        return Budget(
+            keep_ratio=None if any(self._limits.values()) else self.keep_ratio,
+            parameters=self.parameters or None,
+            flops=self.flops or None,
+            weight_bytes=self.weight_bytes or None,
+            activation_bytes=self.activation_bytes or None,
+            headroom=self.headroom,
+            wait_seconds=self.wait_seconds,
+            multiple=self.multiple,
+        )
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in LIMITS}
 
     @property
     def privacy(self) -> Privacy | None:
@@ -173,8 +199,9 @@ def device_settings(
     settings = given or _read(DeviceSettings, run_config, others=_keys(FleetSettings))
     own = {key: value for key, value in node_config.items() if key in _keys(DeviceSettings)}
     placed = {key: value for key, value in node_config.items() if key in _keys(NodeSettings)}
-    if "keep-ratio" in own:
-        own.setdefault("parameters", 0)  # a node's own budget replaces the run's, of either kind
+    if {"keep-ratio", *map(_key, LIMITS)} & {*own}:
+        # A node's own budget replaces the run's, of any kind.
+        own = {_key(name): 0 for name in LIMITS} | own
     values, problems = _values(DeviceSettings, own)
     where, misplaced = _values(NodeSettings, placed)
     _refuse(problems + misplaced)

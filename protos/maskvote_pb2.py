@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/maskvote.proto\x12\x0bmaskvote.v1\"m\n\x05Offer\x12)\n\tstructure\x18\x01 \x01(\x0b\x32\x16.maskvote.v1.Structure\x12\x14\n\x0cprobe_digest\x18\x02 \x01(\x0c\x12#\n\x05probe\x18\x03 \x01(\x0b\x32\x14.maskvote.v1.Payload\"-\n\x07Payload\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"G\n\tStructure\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x17\n\x0fjson_size_bytes\x18\x02 \x01(\r\x12\x11\n\tjson_zlib\x18\x03 \x01(\x0c\".\n\x04Mask\x12\x18\n\x10structure_digest\x18\x01 \x01(\x0c\x12\x0c\n\x04kept\x18\x02 \x01(\x0c\"\x9a\x01\n\x0fTaskDescription\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12)\n\tsignature\x18\x02 \x01(\x0b\x32\x16.maskvote.v1.Signature\x12#\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x13.maskvote.v1.Budget\x12#\n\x06method\x18\x04 \x01(\x0e\x32\x13.maskvote.v1.Method\"O\n\tSignature\x12\x14\n\x0cprobe_digest\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x05\x12\r\n\x05means\x18\x04 \x01(\x0c\"d\n\x06\x42udget\x12\x14\n\nkeep_ratio\x18\x01 \x01(\x01H\x00\x12\x14\n\nparameters\x18\x02 \x01(\x04H\x00\x12\x10\n\x08headroom\x18\x03 \x01(\x01\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\x42\x06\n\x04size\"\x81\x02\n\nAssignment\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12#\n\x06method\x18\x02 \x01(\x0e\x32\x13.maskvote.v1.Method\x12#\n\x06origin\x18\x03 \x01(\x0e\x32\x13.maskvote.v1.Origin\x12\x1f\n\x04mask\x18\x04 \x01(\x0b\x32\x11.maskvote.v1.Mask\x12\x0e\n\x06target\x18\x05 \x03(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12*\n\nneighbours\x18\x07 \x03(\x0b\x32\x16.maskvote.v1.Neighbour\x12(\n\nsubnetwork\x18\x08 \x01(\x0b\x32\x14.maskvote.v1.Payload\".\n\tNeighbour\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"\x88\x01\n\x0c\x43ontribution\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x1f\n\x04mask\x18\x02 \x01(\x0b\x32\x11.maskvote.v1.Mask\x12\x17\n\x0f\x61\x63\x63uracy_before\x18\x03 \x01(\x01\x12\x16\n\x0e\x61\x63\x63uracy_after\x18\x04 \x01(\x01\x12\x12\n\niterations\x18\x05 \x01(\r\")\n\x07Receipt\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04*A\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMETHOD_SMSP\x10\x01\x12\x0e\n\nMETHOD_MVP\x10\x02*H\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x0f\n\x0bORIGIN_VOTE\x10\x01\x12\x15\n\x11ORIGIN_IMPORTANCE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/maskvote.proto\x12\x0bmaskvote.v1\"m\n\x05Offer\x12)\n\tstructure\x18\x01 \x01(\x0b\x32\x16.maskvote.v1.Structure\x12\x14\n\x0cprobe_digest\x18\x02 \x01(\x0c\x12#\n\x05probe\x18\x03 \x01(\x0b\x32\x14.maskvote.v1.Payload\"-\n\x07Payload\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"G\n\tStructure\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x17\n\x0fjson_size_bytes\x18\x02 \x01(\r\x12\x11\n\tjson_zlib\x18\x03 \x01(\x0c\".\n\x04Mask\x12\x18\n\x10structure_digest\x18\x01 \x01(\x0c\x12\x0c\n\x04kept\x18\x02 \x01(\x0c\"\x9a\x01\n\x0fTaskDescription\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12)\n\tsignature\x18\x02 \x01(\x0b\x32\x16.maskvote.v1.Signature\x12#\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x13.maskvote.v1.Budget\x12#\n\x06method\x18\x04 \x01(\x0e\x32\x13.maskvote.v1.Method\"O\n\tSignature\x12\x14\n\x0cprobe_digest\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x05\x12\r\n\x05means\x18\x04 \x01(\x0c\"\xe4\x02\n\x06\x42udget\x12\x17\n\nkeep_ratio\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nparameters\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\x05\x66lops\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\x19\n\x0cweight_bytes\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_bytes\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x17\n\nlatency_ms\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12*\n\x07latency\x18\t \x01(\x0b\x32\x19.maskvote.v1.LatencyTable\x12\x10\n\x08multiple\x18\n \x01(\r\x12\x10\n\x08headroom\x18\x03 \x01(\x01\x12\x14\n\x0cwait_seconds\x18\x04 \x01(\x01\x42\r\n\x0b_keep_ratioB\r\n\x0b_parametersB\x08\n\x06_flopsB\x0f\n\r_weight_bytesB\x13\n\x11_activation_bytesB\r\n\x0b_latency_ms\"F\n\x0cLatencyTable\x12\x11\n\tstructure\x18\x01 \x01(\x0c\x12\r\n\x05\x66lops\x18\x02 \x03(\x04\x12\x14\n\x0cmilliseconds\x18\x03 \x03(\x01\"\x81\x02\n\nAssignment\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12#\n\x06method\x18\x02 \x01(\x0e\x32\x13.maskvote.v1.Method\x12#\n\x06origin\x18\x03 \x01(\x0e\x32\x13.maskvote.v1.Origin\x12\x1f\n\x04mask\x18\x04 \x01(\x0b\x32\x11.maskvote.v1.Mask\x12\x0e\n\x06target\x18\x05 \x03(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12*\n\nneighbours\x18\x07 \x03(\x0b\x32\x16.maskvote.v1.Neighbour\x12(\n\nsubnetwork\x18\x08 \x01(\x0b\x32\x14.maskvote.v1.Payload\".\n\tNeighbour\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"\x88\x01\n\x0c\x43ontribution\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x1f\n\x04mask\x18\x02 \x01(\x0b\x32\x11.maskvote.v1.Mask\x12\x17\n\x0f\x61\x63\x63uracy_before\x18\x03 \x01(\x01\x12\x16\n\x0e\x61\x63\x63uracy_after\x18\x04 \x01(\x01\x12\x12\n\niterations\x18\x05 \x01(\r\")\n\x07Receipt\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04*A\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMETHOD_SMSP\x10\x01\x12\x0e\n\nMETHOD_MVP\x10\x02*H\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x0f\n\x0bORIGIN_VOTE\x10\x01\x12\x15\n\x11ORIGIN_IMPORTANCE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.maskvote_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METHOD']._serialized_start=1147
-  _globals['_METHOD']._serialized_end=1212
-  _globals['_ORIGIN']._serialized_start=1214
-  _globals['_ORIGIN']._serialized_end=1286
+  _globals['_METHOD']._serialized_start=1476
+  _globals['_METHOD']._serialized_end=1541
+  _globals['_ORIGIN']._serialized_start=1543
+  _globals['_ORIGIN']._serialized_end=1615
   _globals['_OFFER']._serialized_start=38
   _globals['_OFFER']._serialized_end=147
   _globals['_PAYLOAD']._serialized_start=149
@@ -47,14 +47,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKDESCRIPTION']._serialized_end=472
   _globals['_SIGNATURE']._serialized_start=474
   _globals['_SIGNATURE']._serialized_end=553
-  _globals['_BUDGET']._serialized_start=555
-  _globals['_BUDGET']._serialized_end=655
-  _globals['_ASSIGNMENT']._serialized_start=658
-  _globals['_ASSIGNMENT']._serialized_end=915
-  _globals['_NEIGHBOUR']._serialized_start=917
-  _globals['_NEIGHBOUR']._serialized_end=963
-  _globals['_CONTRIBUTION']._serialized_start=966
-  _globals['_CONTRIBUTION']._serialized_end=1102
-  _globals['_RECEIPT']._serialized_start=1104
-  _globals['_RECEIPT']._serialized_end=1145
+  _globals['_BUDGET']._serialized_start=556
+  _globals['_BUDGET']._serialized_end=912
+  _globals['_LATENCYTABLE']._serialized_start=914
+  _globals['_LATENCYTABLE']._serialized_end=984
+  _globals['_ASSIGNMENT']._serialized_start=987
+  _globals['_ASSIGNMENT']._serialized_end=1244
+  _globals['_NEIGHBOUR']._serialized_start=1246
+  _globals['_NEIGHBOUR']._serialized_end=1292
+  _globals['_CONTRIBUTION']._serialized_start=1295
+  _globals['_CONTRIBUTION']._serialized_end=1431
+  _globals['_RECEIPT']._serialized_start=1433
+  _globals['_RECEIPT']._serialized_end=1474
 # @@protoc_insertion_point(module_scope)

@@ -85,16 +85,38 @@ class Signature(_message.Message):
     def __init__(self, probe_digest: _Optional[bytes] = ..., width: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., means: _Optional[bytes] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("keep_ratio", "parameters", "headroom", "wait_seconds")
+    __slots__ = ("keep_ratio", "parameters", "flops", "weight_bytes", "activation_bytes", "latency_ms", "latency", "multiple", "headroom", "wait_seconds")
     KEEP_RATIO_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
+    MULTIPLE_FIELD_NUMBER: _ClassVar[int]
     HEADROOM_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     keep_ratio: float
     parameters: int
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+    latency_ms: float
+    latency: LatencyTable
+    multiple: int
     headroom: float
     wait_seconds: float
-    def __init__(self, keep_ratio: _Optional[float] = ..., parameters: _Optional[int] = ..., headroom: _Optional[float] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, keep_ratio: _Optional[float] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., latency_ms: _Optional[float] = ..., latency: _Optional[_Union[LatencyTable, _Mapping]] = ..., multiple: _Optional[int] = ..., headroom: _Optional[float] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+
+class LatencyTable(_message.Message):
+    __slots__ = ("structure", "flops", "milliseconds")
+    STRUCTURE_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    structure: bytes
+    flops: _containers.RepeatedScalarFieldContainer[int]
+    milliseconds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, structure: _Optional[bytes] = ..., flops: _Optional[_Iterable[int]] = ..., milliseconds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("request_id", "method", "origin", "mask", "target", "rounds", "neighbours", "subnetwork")

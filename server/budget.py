@@ -1,68 +1,108 @@
-"""Budget: how many units of every group a device can afford."""
+"""Budget: the largest sub-network that a device can afford, as units of every group."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import gcd
 
 import numpy as np
 
-from common.errors import BudgetError
-from common.exchange import Budget
-from common.structure import Structure
+from common.budget import Budget, Counts, check_feasible, demands
+from common.structure import Group, Structure
 
-Counts = tuple[int, ...]
-"""Units kept per group, in the structure's order."""
+Fits = Callable[[Sequence[int]], bool]
 
 
-def allot(structure: Structure, budget: Budget, classes: int) -> Counts:
-    """The most units per group within the budget, never exceeded: one keep ratio for all groups.
+def allot(structure: Structure, budget: Budget, classes: int, beyond: Counts | None = None) -> Counts:
+    """The most units per group within all limits of a budget, none of which is ever exceeded.
 
-    Every group keeps at least one unit. What is left of the budget would not pay for the next unit
-    in turn. A larger budget never keeps fewer units of any group, and one for everything gives the
-    whole backbone. Raises BudgetError naming the smallest sub-network where the budget is below it.
+    Units are dealt in turn, so that one keep ratio holds for all groups, as long as everything fits; a
+    group whose next unit does not fit is passed over from then on. In the end no unit of any group
+    could be added. Residual groups stay whole where the internal ones alone come within the budget,
+    unless a keep ratio is asked for, which all groups have. Widths are multiples of `budget.multiple`,
+    or of the largest half, quarter, ... of it that leaves a group a choice, or a network within the
+    budget at all.
+
+    Every group keeps at least one unit, or as many as in `beyond` says, which comes within the budget; a
+    budget for everything gives the whole backbone. A larger keep ratio never keeps fewer units of any
+    group. Raises BudgetError naming the smallest budget where not even the smallest sub-network is
+    within it, and as of `demands`.
     """
-    cost, limit, unit = _measure(structure, budget, classes)
-    smallest = cost(structure.smallest)
-    if smallest > limit:
-        raise BudgetError(
-            f"the budget is {limit:,} {unit}, the smallest sub-network of {structure.model.get('model')} "
-            f"needs {smallest:,}; ask for at least {_least(structure, budget, smallest)}"
-        )
-    turns = _turns(structure.sizes)
-    taken = _most(len(turns), lambda count: cost(_counts(structure, turns[:count])) <= limit)
-    return _counts(structure, turns[:taken])
+    check_feasible(structure, budget, classes)
+    limits = demands(structure, budget, classes)
+
+    def fits(kept: Sequence[int]) -> bool:
+        return all(limit.fits(kept) for limit in limits)
+
+    multiple = budget.multiple
+    while True:
+        steps = tuple(_step(group, multiple) for group in structure.groups)
+        if beyond is not None:
+            return _deal(structure.sizes, steps, beyond, fits)
+        for start in _starts(structure, steps, budget):
+            if fits(start):
+                return _deal(structure.sizes, steps, start, fits)
+        multiple //= 2
 
 
-def _measure(
-    structure: Structure, budget: Budget, classes: int
-) -> tuple[Callable[[Sequence[int]], int], int, str]:
+def _starts(structure: Structure, steps: Sequence[int], budget: Budget) -> list[Counts]:
+    """Where dealing may start: with residual groups whole, if that is a choice; with the least of all."""
+    least = tuple(min(step, group.units) for step, group in zip(steps, structure.groups, strict=True))
     if budget.keep_ratio is not None:
-        # The tiny share guards against 0.1 * 1920 being 191.99999999999997.
-        return sum, int(budget.keep_ratio * structure.units + 1e-6), "units"
-    assert budget.parameters is not None
-    return (lambda kept: structure.parameters(kept, classes)), budget.parameters, "parameters"
+        return [least]
+    whole = tuple(
+        group.units if group.kind == "residual" else few
+        for group, few in zip(structure.groups, least, strict=True)
+    )
+    return [whole, least]
 
 
-def _least(structure: Structure, budget: Budget, smallest: int) -> str:
-    if budget.keep_ratio is not None:
-        return f"a keep ratio of {math.ceil(1e6 * smallest / structure.units) / 1e6:g}"
-    return f"{smallest:,} parameters"
+def _step(group: Group, multiple: int) -> int:
+    """Units that come together: as many as make a multiple of channels, or half of that, and so on, while
+    a group has no two such widths.
+    """
+    first = group.members[0].unit_of
+    channels = int((first >= 0).sum()) // group.units
+    step = multiple // gcd(multiple, max(1, channels))
+    while step > 1 and 2 * step > group.units:
+        step //= 2
+    return step
 
 
-def _turns(sizes: Sequence[int]) -> np.ndarray:
-    """The group whose turn it is to get one more unit, from one each until all are whole.
+def _deal(sizes: Counts, steps: Counts, start: Counts, fits: Fits) -> Counts:
+    """What comes of dealing steps of units in turn, from a start that fits."""
+    turns, kept = _turns(sizes, steps, start), start
+    while len(turns):
+        most = _most(len(turns), partial(_fit, fits, turns, sizes, steps, kept))
+        kept, left = _after(turns[:most], sizes, steps, kept), turns[most:]
+        turns = left[left != left[0]] if len(left) else left
+    return kept
+
+
+def _fit(fits: Fits, turns: np.ndarray, sizes: Counts, steps: Counts, held: Counts, count: int) -> bool:
+    return fits(_after(turns[:count], sizes, steps, held))
+
+
+def _after(turns: np.ndarray, sizes: Counts, steps: Counts, held: Counts) -> Counts:
+    """What is held after these turns; the last step of a group may be shorter."""
+    dealt = np.bincount(turns, minlength=len(sizes))
+    return tuple(np.minimum(held + dealt * np.array(steps), sizes).tolist())
+
+
+def _turns(sizes: Sequence[int], steps: Sequence[int], start: Counts) -> np.ndarray:
+    """The group whose turn it is to get one more step, from the start until all are whole.
 
     Seats go to parties so by Webster's method: a group of n gets its k-th unit at the ratio
-    (k - 1/2) / n, where k is what it would be rounded to, and no group's size is of advantage.
+    (k - 1/2) / n, where k is what it would be rounded to, and no group's size is of advantage. A step is
+    dealt where its middle would be rounded to.
     """
-    groups = np.repeat(np.arange(len(sizes)), [size - 1 for size in sizes])
-    ratios = [(np.arange(2, size + 1) - 0.5) / size for size in sizes]
-    return groups[np.argsort(np.concatenate([*ratios, []]), kind="stable")]
-
-
-def _counts(structure: Structure, turns: np.ndarray) -> Counts:
-    return tuple((1 + np.bincount(turns, minlength=len(structure.groups))).tolist())
+    groups, ratios = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    for group, (size, step, held) in enumerate(zip(sizes, steps, start, strict=True)):
+        upto = np.minimum(np.arange(held + step, size + step, step), size)
+        groups.append(np.full(len(upto), group))
+        ratios.append((upto - step / 2) / size)
+    return np.concatenate(groups)[np.argsort(np.concatenate(ratios), kind="stable")]
 
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:

@@ -10,11 +10,11 @@ from threading import Lock
 import numpy as np
 
 from common.backbone import Weights
+from common.budget import Budget, Counts
 from common.errors import InputError
 from common.exchange import (
     MAX_ROUNDS,
     Assignment,
-    Budget,
     Choice,
     Contribution,
     Neighbour,
@@ -26,7 +26,7 @@ from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
 from server.admission import check_asker, check_weights
-from server.budget import Counts, allot
+from server.budget import allot
 from server.healing.healer import Healer
 from server.healing.store import HealedStore
 from server.library import Library, Revision, StoredAssignment
@@ -204,7 +204,8 @@ class Coordinator:
         ballots = [Ballot(self._masks[n.entry], n.similarity) for n in neighbours]
         target = held = self._allot(task.budget, task)
         if task.method == "mvp":
-            held = self._allot(task.budget.while_adapting, task)
+            # Dealt on from the target: a larger budget alone might be spent on other groups.
+            held = self._allot(task.budget.while_adapting, task, beyond=target)
         pruned = held != target
         explored = (0,) * len(held) if pruned else explored_units(structure, held, self._settings.explore)
         elected = elect(structure, ballots, task.method, held, self._importance, self._settings.prior)
@@ -222,8 +223,8 @@ class Coordinator:
             contributor=contributor,
         )
 
-    def _allot(self, budget: Budget, task: TaskDescription) -> Counts:
-        return allot(self._offer.structure, budget, task.signature.classes)
+    def _allot(self, budget: Budget, task: TaskDescription, beyond: Counts | None = None) -> Counts:
+        return allot(self._offer.structure, budget, task.signature.classes, beyond)
 
     def record(self, contribution: Contribution, contributor: str | None = None) -> Receipt:
         """Store a contribution; from the next `choose` on its task votes. Errors as `Library.record`."""

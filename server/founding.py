@@ -10,8 +10,9 @@ import torch
 
 from common.adaptation import adapt_network
 from common.backbone import Backbone, Weights, weights_digest
+from common.budget import Budget
 from common.errors import UnsupportedModel
-from common.exchange import Budget, Offer
+from common.exchange import Offer
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features, recalibrate_batch_norm
 from common.importance import magnitude

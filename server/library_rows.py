@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
-from common.exchange import Budget, Contribution, Neighbour, Offer, TaskDescription
+from common.budget_codec import budget_json, budget_of_json
+from common.exchange import Contribution, Neighbour, Offer, TaskDescription
 from common.mask import Mask
 from common.signature import TaskSignature
 from server.entries import Entry, EntryMethod, StoredAssignment
@@ -63,7 +63,7 @@ def asked_values(
     }
     if assigned is not None:
         values |= {
-            "budget": json.dumps(asdict(assigned.description.budget)),
+            "budget": budget_json(assigned.description.budget),
             "origin": assigned.origin,
             "target": json.dumps([int(count) for count in assigned.target]),
             "rounds": assigned.rounds,
@@ -120,7 +120,7 @@ def assignment_of(row: Row[Any], offer: Offer) -> StoredAssignment | None:
     """What is assigned in a whole row; None for a seed."""
     if row.budget is None:
         return None
-    budget = Budget(**json.loads(row.budget))
+    budget = budget_of_json(row.budget)
     return StoredAssignment(
         description=TaskDescription(row.id, _signature_of(row, offer), budget, row.method),
         origin=row.origin,

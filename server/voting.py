@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.budget import Counts
 from common.errors import InputError, MismatchError
 from common.exchange import Method, Origin
 from common.mask import Mask, Scores
 from common.structure import Structure
-from server.budget import Counts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from common.adaptation import Adapted
-from common.exchange import Budget, Method
+from common.budget import Budget
+from common.exchange import Method
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.mask import Mask

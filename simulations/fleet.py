@@ -26,7 +26,8 @@ import torch
 
 from client.flower_app import client_app
 from common.backbone import Backbone, Weights, read_weights
-from common.exchange import Budget, Method
+from common.budget import Budget
+from common.exchange import Method
 from common.fine_tune import FineTuneSettings
 from common.pruning import PruningSettings
 from common.settings import DeviceSettings, FleetSettings

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from client.adapt import adapt, describe
-from common.exchange import Budget, Contribution, Offer
+from common.budget import Budget
+from common.exchange import Contribution, Offer
 from common.fine_tune import FineTuneSettings
 from common.task_data import Task
 from server.coordinator import Coordinator, VotingSettings

@@ -115,8 +115,6 @@ def _teacher(
     """The teacher's features of the images that are trained on, as it takes them itself."""
     classes = classes_of(checkpoint, model)
     backbone = Backbone.from_timm(model, num_classes=classes, image_size=image_size)
-    weights = {
-        name: tensor.to(device) for name, tensor in backbone_weights(backbone, checkpoint).items()
-    }
+    weights = {name: tensor.to(device) for name, tensor in backbone_weights(backbone, checkpoint).items()}
     images = _all_classes(data, backbone, partial(watch, "reading images for the teacher")).train
     return PublicImages.of(backbone, weights, images, partial(watch, "asking the teacher"))

@@ -238,9 +238,7 @@ class RunDirectory:
         """A library task's data: half of the images, devices have the other half."""
         return self.pool.task(choice, owners=2, owner=0, images=self.settings.images)
 
-    def new_task(
-        self, choice: TaskChoice, images: int | None = None, *, small: bool = False
-    ) -> Task:
+    def new_task(self, choice: TaskChoice, images: int | None = None, *, small: bool = False) -> Task:
         """A device's data; evaluation images are the same for both sides, and only judge.
 
         The same pixels for the `small` network, normalised as it wants them.

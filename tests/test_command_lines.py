@@ -158,7 +158,7 @@ BAD = {
         2,
         "it lies in (0, 1]",
     ),
-    "no budget": ("maskvote-client describe --offer server.offer --data mine", 2, "exactly one"),
+    "no budget": ("maskvote-client describe --offer server.offer --data mine", 2, "at least one"),
 }
 
 

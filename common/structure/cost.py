@@ -44,3 +44,29 @@ def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
         axes = tuple(sorted(axis for axis in term.axes if axis[1]))
         together[axes] = together.get(axes, 0) + constant
     return tuple(Term(constant, axes) for axes, constant in sorted(together.items()))
+
+
+def largest(costs: Sequence[Cost]) -> tuple[Cost, ...]:
+    """Those of the costs that no other one is at least as large as whatever is kept, in their order.
+
+    Of equal ones the first. What is compared is term by term, so that some may be left that are never
+    the largest.
+    """
+    parts = [
+        {(axes, place): constant for place, terms in enumerate((cost.terms, cost.per_class))
+         for constant, axes in ((term.constant, term.axes) for term in terms)}
+        for cost in costs
+    ]  # fmt: skip
+
+    def covers(one: int, other: int) -> bool:
+        return all(constant <= parts[one].get(key, 0) for key, constant in parts[other].items())
+
+    return tuple(
+        cost
+        for at, cost in enumerate(costs)
+        if not any(
+            covers(other, at) and (other < at or not covers(at, other))
+            for other in range(len(costs))
+            if other != at
+        )
+    )

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from common.errors import UnsupportedModel
-from common.structure.cost import Cost, Term, merged
+from common.structure.activations import BYTES
+from common.structure.cost import Cost, Term, largest, merged
 from common.structure.labels import FROZEN, Labels
 from common.structure.structure import Group, Member, Structure
 from common.structure.walk import TRACE_BATCH, Walk
@@ -52,6 +53,13 @@ class Grouping:
             self._size(self._names_of_one[name][0], tuple(tensor.shape), tensor.element_size())
             for name, tensor in state.items()
         ]
+        operations = self._walk.operations
+        moments = [
+            self._cost(
+                [self._extent(operations.extents(tensor)) for tensor in alive], classifiers, groups
+            )
+            for alive in self._walk.activations.moments()
+        ]
         classes = shapes[f"{classifiers[0]}.weight"][0]
         return Structure(
             model,
@@ -61,7 +69,13 @@ class Grouping:
             self._cost(work, classifiers, groups),
             self._cost(stored, classifiers, groups),
             self._frozen(),
+            largest(moments),
         )
+
+    def _extent(self, factors: Sequence[Labels | int]) -> tuple[int, tuple[Labels, ...]]:
+        """The bytes of an activation of one image, as a product."""
+        solid = BYTES * math.prod(factor for factor in factors if isinstance(factor, int))
+        return solid // TRACE_BATCH, tuple(f.ravel() for f in factors if not isinstance(f, int))
 
     def _size(self, name: str, shape: tuple[int, ...], each: int = 1) -> tuple[int, tuple[Labels, ...]]:
         """How many indices a tensor has, times what each counts, as a product."""

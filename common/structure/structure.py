@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import InputError, MismatchError
-from common.structure.cost import Cost, Term, merged
+from common.structure.cost import Cost, Term, largest, merged
 
 FORMAT = 2
 
@@ -70,7 +70,9 @@ class Structure:
     `model` names what it was found in: timm version, model name, arguments, input size; `classes`
     is the width of the backbone's own classifier. Costs are exact for the cut network: parameters,
     floating-point operations per image as torch counts them (two per multiply-add), and bytes of all
-    tensors of its state dict.
+    tensors of its state dict. `activation_costs` are bytes of the activations that are alive at once, at
+    every moment that may be the one where they are most; none where the structure was found by a version
+    that did not count them.
     """
 
     model: Mapping[str, Any]
@@ -80,6 +82,7 @@ class Structure:
     flop_cost: Cost
     byte_cost: Cost
     frozen: Mapping[str, str] = field(default_factory=dict)
+    activation_costs: tuple[Cost, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -103,9 +106,9 @@ class Structure:
             raise InputError(f"this is no structure: {'; '.join(problems[:5])}; fetch it again")
 
     @property
-    def costs(self) -> tuple[Cost, Cost, Cost]:
-        """In parameters, floating-point operations, and bytes."""
-        return self.parameter_cost, self.flop_cost, self.byte_cost
+    def costs(self) -> tuple[Cost, ...]:
+        """In parameters, floating-point operations, bytes, and bytes of activations moment by moment."""
+        return self.parameter_cost, self.flop_cost, self.byte_cost, *self.activation_costs
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -155,6 +158,22 @@ class Structure:
         return self.byte_cost.at(
             self.sizes if kept is None else kept, self.classes if classes is None else classes
         )
+
+    def activation_bytes(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
+        """Bytes of all activations of that network that are alive at once for one image, at most.
+
+        In float32, and freed after their last use, as runtimes that plan their memory do; eager PyTorch,
+        whose callers hold what they gave, needs up to twice as much. Raises InputError where the
+        structure does not tell.
+        """
+        if not self.activation_costs:
+            raise InputError(
+                "this structure was found by a version that counted no activations; found the library "
+                "anew to give budgets of activations"
+            )
+        kept = self.sizes if kept is None else kept
+        classes = self.classes if classes is None else classes
+        return max(cost.at(kept, classes) for cost in self.activation_costs)
 
     @cached_property
     def dims(self) -> Mapping[str, tuple[tuple[int, np.ndarray], ...]]:
@@ -222,6 +241,7 @@ class Structure:
             narrow_cost(self.flop_cost),
             narrow_cost(self.byte_cost),
             {**self.frozen, **dropped},
+            largest([narrow_cost(cost) for cost in self.activation_costs]),
         )
 
     def to_json(self) -> str:
@@ -251,6 +271,7 @@ class Structure:
                 "parameters": _cost_to_lists(self.parameter_cost),
                 "flops": _cost_to_lists(self.flop_cost),
                 "bytes": _cost_to_lists(self.byte_cost),
+                "activations": [_cost_to_lists(cost) for cost in self.activation_costs],
                 "frozen": dict(self.frozen),
             },
             sort_keys=True,
@@ -285,6 +306,7 @@ class Structure:
                 Cost(*map(_terms, data["flops"])),
                 Cost(*map(_terms, data["bytes"])),
                 data["frozen"],
+                tuple(Cost(*map(_terms, cost)) for cost in data.get("activations", [])),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.structure import operators, products, reductions
+from common.structure.activations import Activations
 from common.structure.labels import Block, Labelled, Labels
 from common.structure.operators import INPUT, POINTWISE, Operations, pointwise, unknown
 
@@ -27,6 +28,7 @@ class Walk:
         self.operations = Operations(TRACE_BATCH)
         self.weights: dict[TensorDim, Labels] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.activations = Activations(program.graph)
         signature = program.graph_signature
         self.parameters = set(signature.inputs_to_parameters.values())
         self._names_of_one = names
@@ -37,6 +39,7 @@ class Walk:
         for node in program.graph.nodes:
             value = self._value(node)
             self._values[node] = value
+            self.activations.note(node, value)
             for tensor in value if isinstance(value, list) else [value]:
                 if isinstance(tensor, Labelled):
                     self._split_blocks += [b for b in tensor.blocks if len(b.dims) > 1]

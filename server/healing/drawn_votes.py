@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.budget import Budget, Counts
 from common.errors import InputError
-from common.exchange import Budget
 from common.mask import Mask, Scores
 from common.structure import Structure
-from server.budget import Counts, allot
+from server.budget import allot
 from server.coordinator import VotingSettings
 from server.voting import Ballot, elect, explored_units, with_runners_up
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from common.backbone import Weights
+from common.budget import Budget
 from common.errors import InputError
-from common.exchange import Budget
 from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.grpc_client import Connection, RemoteCoordinator
-from common.exchange import Budget
+from common.budget import Budget
 
 SMALL, WHOLE = Budget(keep_ratio=0.3), Budget(keep_ratio=1.0)
 

@@ -13,7 +13,8 @@ from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
 from client.adapt import Unkept, adapt, adapt_assignment, describe, generator_of
 from common.adaptation import Adapted
-from common.exchange import METHODS, Assignment, Budget, Contribution, Receipt
+from common.budget import Budget
+from common.exchange import METHODS, Assignment, Contribution, Receipt
 from common.fine_tune import FineTuneSettings
 from common.fitting import accuracy
 from common.mask import Mask

@@ -11,8 +11,8 @@ from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
 from client.outcome import tell
+from common.budget import Budget
 from common.envelope import seal, unseal
-from common.exchange import Budget
 from common.proto_codec import decode_task_description, encode_offer
 from common.task_data import FileImages
 from server import tokens
@@ -136,7 +136,7 @@ WRONG = {
     ),
     "no state": (("--server", "h:1", "--keep-ratio", "0.5"), "--state is not given"),
     "half of the files": (("--offer", "a"), "--assignment, --out is not given"),
-    "no budget": (("--server", "h:1", "--state", "s"), "give exactly one"),
+    "no budget": (("--server", "h:1", "--state", "s"), "give one or several"),
     "no address": (("--server", "h", "--state", "s", "--keep-ratio", "1"), "it is HOST:PORT"),
     "impatient": (
         ("--server", "h:1", "--state", "s", "--keep-ratio", "1", "--patience", "-1"),

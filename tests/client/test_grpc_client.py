@@ -15,8 +15,9 @@ from grpc_server import PLENTY, running_server
 from client.adapt import Unkept, adapt
 from client.grpc_client import Connection, RemoteCoordinator
 from common.backbone import weights_digest
+from common.budget import Budget
 from common.errors import BudgetError, InputError, MismatchError, TokenError, UnavailableError
-from common.exchange import Budget, Limits
+from common.exchange import Limits
 from common.fine_tune import FineTuneSettings
 from server import tokens
 from server.coordinator import Coordinator

@@ -10,8 +10,9 @@ from drawn_images import draw_images
 from grpc_server import running_server
 
 from client.disclosure import guarantee_of, warning_of
+from common.budget import Budget
 from common.envelope import seal, unseal
-from common.exchange import Budget, TaskDescription
+from common.exchange import TaskDescription
 from common.privacy import Privacy
 from common.proto_codec import decode_task_description, encode_offer
 from common.signature import Probe, TaskSignature, is_private

@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 
 from common import proto_codec as codec
 from common.backbone import Backbone
+from common.budget import Budget
 from common.errors import (
     BudgetError,
     InputError,
@@ -30,7 +31,6 @@ from common.exchange import (
     MAX_ROUNDS,
     METHODS,
     Assignment,
-    Budget,
     Contribution,
     Neighbour,
     Offer,
@@ -260,7 +260,13 @@ NAN, INFINITY = float("nan"), float("inf")
         (put("signature.means", b"\xff" * 48), SignatureError, "NaN"),
         (put("signature.means", b"\x00" * 47), SignatureError, "47 bytes"),
         (cleared("signature"), SignatureError, "0 classes"),
-        (cleared("budget"), BudgetError, "exactly one"),
+        (cleared("budget"), BudgetError, "at least one"),
+        (put("budget.flops", 0), BudgetError, "0 floating-point operations"),
+        (put("budget.weight_bytes", 2**63), BudgetError, "bytes of weights"),
+        (put("budget.latency_ms", 5.0), BudgetError, "benchmark"),
+        (put("budget.latency_ms", NAN), BudgetError, "nan ms"),
+        (put("budget.multiple", 1025), BudgetError, "multiples of 1025"),
+        (put("budget.latency.flops", [1]), InputError, "1 sizes and 0 times"),
         (put("budget.keep_ratio", NAN), BudgetError, "nan"),
         (put("budget.keep_ratio", 0.0), BudgetError, "0.0"),
         (put("budget.parameters", 0), BudgetError, "0 parameters"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.budget import Budget
 from common.errors import InputError
-from common.exchange import Budget
 from common.privacy import Privacy
 from common.settings import Config, DeviceSettings, FleetSettings, device_settings, fleet_settings
 from server.coordinator import VotingSettings

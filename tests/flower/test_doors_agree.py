@@ -17,8 +17,9 @@ from client.adapt import adapt, adapt_assignment, describe, generator_of
 from client.flower_app import DeviceSettings, client_app
 from client.grpc_client import Connection, RemoteCoordinator
 from common.backbone import Weights
+from common.budget import Budget
 from common.errors import BudgetError, InputError, MaskvoteError, MismatchError
-from common.exchange import Budget, Contribution, Coordinator, TaskDescription
+from common.exchange import Contribution, Coordinator, TaskDescription
 from common.fine_tune import FineTuneSettings
 from common.mask import Mask
 from common.proto_codec import (

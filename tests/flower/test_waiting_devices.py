@@ -20,8 +20,9 @@ from client.adapt import describe
 from client.flower_app import DeviceSettings, client_app
 from client.grpc_client import Connection, RemoteCoordinator
 from common.backbone import Weights
+from common.budget import Budget
 from common.envelope import seal, unseal
-from common.exchange import Budget, TaskDescription
+from common.exchange import TaskDescription
 from common.grpc_codec import DEVICES, encode_fetch_subnetwork, full_name
 from common.mask import Mask
 from common.proto_codec import decode_assignment, encode_task_description

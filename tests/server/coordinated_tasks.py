@@ -5,7 +5,8 @@ import pytest
 import torch
 from random_tasks import random_mask, random_signature
 
-from common.exchange import METHODS, Assignment, Budget, Contribution, Offer, TaskDescription
+from common.budget import Budget
+from common.exchange import METHODS, Assignment, Contribution, Offer, TaskDescription
 from common.mask import Mask
 from common.signature import TaskSignature
 from server.library import Library, seed_entry

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from random_tasks import random_mask, random_signature
 
-from common.exchange import Budget, Contribution, Neighbour, Offer, Receipt, TaskDescription
+from common.budget import Budget
+from common.exchange import Contribution, Neighbour, Offer, Receipt, TaskDescription
 from common.mask import Mask
 from server.library import Library, StoredAssignment
 

@@ -3,7 +3,6 @@
 import re
 import time
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.backbone import Backbone
+from common.budget import Budget, Counts
 from common.errors import BudgetError
-from common.exchange import Budget
 from common.mask import Mask
 from common.structure import Structure
 from common.subnetwork import SubNetwork
-from server.budget import Counts, allot
+from server.budget import allot
 
 MODELS = ("resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100")
 CLASSES = 10
@@ -86,34 +85,25 @@ def test_parameters_are_never_exceeded_and_from_a_twentieth_of_the_backbone_on_9
 @every_model
 @settings(max_examples=40, deadline=None)
 @given(share=shares)
-def test_one_more_unit_of_any_of_the_least_kept_groups_would_be_too_much(model, share):
-    """So what is left of a budget is never a unit that could have been had in its turn."""
+def test_one_more_unit_of_any_group_would_be_too_much(model, share):
+    """So what is left of a budget is never a unit that could have been had."""
     structure = structure_of(model)
     limit = parameters_at(structure, share)
     counts = allot(structure, Budget(parameters=limit), CLASSES)
-    ratios = [
-        (count + 0.5) / size if count < size else np.inf
-        for count, size in zip(counts, structure.sizes, strict=True)
-    ]
-    if min(ratios) < np.inf:
-        more = [count + (group == np.argmin(ratios)) for group, count in enumerate(counts)]
-        assert structure.parameters(more, CLASSES) > limit
+    for group, (count, size) in enumerate(zip(counts, structure.sizes, strict=True)):
+        if count < size:
+            more = [have + (at == group) for at, have in enumerate(counts)]
+            assert structure.parameters(more, CLASSES) > limit
 
 
 @every_model
 @settings(max_examples=40, deadline=None)
-@given(budgets=st.lists(shares, min_size=2, max_size=2).map(sorted))
-def test_a_larger_budget_keeps_no_fewer_units_of_any_group(model, budgets):
+@given(ratios=st.lists(st.floats(0.05, 1), min_size=2, max_size=2).map(sorted))
+def test_a_larger_keep_ratio_keeps_no_fewer_units_of_any_group(model, ratios):
     """So a device that may hold more while it adapts holds all that it is to end with."""
     structure = structure_of(model)
-    few, many = (Budget(parameters=parameters_at(structure, share)) for share in budgets)
+    few, many = (Budget(keep_ratio=ratio) for ratio in ratios)
     assert grows(allot(structure, few, CLASSES), allot(structure, many, CLASSES))
-
-
-def test_parameter_by_parameter_no_group_ever_shrinks(structure):
-    least = structure.parameters(structure.smallest, 5)
-    allotted = [allot(structure, Budget(parameters=least + more), 5) for more in range(0, 9000, 25)]
-    assert all(grows(few, many) for few, many in pairwise(allotted))
 
 
 @every_model
@@ -201,8 +191,8 @@ NAN, INFINITY = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({}, "exactly one"),
-        ({"keep_ratio": 0.5, "parameters": 5}, "exactly one"),
+        ({}, "at least one"),
+        ({"multiple": 16}, "at least one"),
         ({"keep_ratio": 0.0}, "keep ratio is 0.0"),
         ({"keep_ratio": 1.001}, "keep ratio is 1.001"),
         ({"keep_ratio": NAN}, "keep ratio is nan"),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from random_tasks import random_mask
 
 from common.backbone import weights_digest
+from common.budget import Budget
 from common.errors import BudgetError, InputError, MismatchError
-from common.exchange import METHODS, Budget, Contribution, TaskDescription
+from common.exchange import METHODS, Contribution, TaskDescription
 from common.importance import magnitude
 from common.mask import Mask
 from common.signature import TaskSignature
@@ -144,7 +145,7 @@ def test_mvp_prunes_from_what_headroom_allows_to_the_budget(lasting, budget):
     assignment = lasting.assign(ask(offer, next(numbers), budget, "mvp"))
     held = assignment.subnetwork.mask.counts
     within = allot(offer.structure, budget, CLASSES)
-    assert held == allot(offer.structure, budget.while_adapting, CLASSES)
+    assert held == allot(offer.structure, budget.while_adapting, CLASSES, beyond=within)
     assert all(want <= have for want, have in zip(assignment.target, held, strict=True))
     if held == within:
         assert assignment.rounds == 0  # nothing to prune: it explores, as SMSP does

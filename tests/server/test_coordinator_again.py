@@ -17,8 +17,9 @@ from coordinated_tasks import (
 )
 
 from common.backbone import weights_digest
+from common.budget import Budget
 from common.errors import AccessError, InputError
-from common.exchange import METHODS, Budget
+from common.exchange import METHODS
 from common.mask import Mask
 from server.coordinator import Coordinator, VotingSettings
 from server.library import Library, seed_entry

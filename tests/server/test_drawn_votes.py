@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from random_tasks import random_mask
 
+from common.budget import Budget
 from common.errors import BudgetError, InputError
-from common.exchange import Budget
 from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot

@@ -9,8 +9,8 @@ import pytest
 from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
 from common.backbone import weights_digest
+from common.budget import Budget
 from common.errors import BudgetError, InputError, UnsupportedModel
-from common.exchange import Budget
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.importance import magnitude

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from random_tasks import random_mask, random_signature
 
 from common.backbone import weights_digest
-from common.exchange import Budget, Contribution, TaskDescription
+from common.budget import Budget
+from common.exchange import Contribution, TaskDescription
 from common.grpc_codec import (
     DEVICES,
     ERROR_KIND,

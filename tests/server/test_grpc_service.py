@@ -26,8 +26,9 @@ from random_tasks import random_signature
 
 from benchmarks.grpc_abuse import SlowConnection
 from common.backbone import weights_digest
+from common.budget import Budget
 from common.errors import InputError
-from common.exchange import Budget, Contribution, Limits, TaskDescription
+from common.exchange import Contribution, Limits, TaskDescription
 from common.grpc_codec import (
     AUTHORIZATION,
     DEVICES,

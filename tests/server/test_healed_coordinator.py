@@ -7,7 +7,7 @@ from coordinated_tasks import ask, stock
 from healing_tasks import healed_backbone, mask_of
 
 from common.backbone import weights_digest
-from common.exchange import Budget
+from common.budget import Budget
 from common.mask import Mask
 from common.subnetwork import SubNetwork, cut
 from common.task_data import PixelImages

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from library_tasks import WEIGHTS_DIGEST, adapt, contribution, request_id, stored_assignment
 from random_tasks import random_mask, random_signature
 
+from common.budget import Budget
 from common.errors import AccessError, InputError, LibraryError, MismatchError
-from common.exchange import Budget, Contribution, Neighbour, Receipt, TaskDescription
+from common.exchange import Contribution, Neighbour, Receipt, TaskDescription
 from common.mask import Mask
 from server.library import Entry, Library, seed_entry
 

@@ -17,6 +17,7 @@ from operated import WITH_TOKENS, entry_of, operated, served
 from random_tasks import random_mask, random_signature
 
 from common.backbone import weights_digest
+from common.budget import Budget
 from common.errors import (
     AccessError,
     InputError,
@@ -25,7 +26,7 @@ from common.errors import (
     TokenError,
     UnavailableError,
 )
-from common.exchange import Budget, Offer, TaskDescription
+from common.exchange import Offer, TaskDescription
 from common.grpc_channel import Connection
 from common.grpc_codec import ERROR_KIND, full_name
 from common.proto_codec import MAX_MESSAGE_BYTES

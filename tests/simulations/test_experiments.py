@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.backbone import Backbone
+from common.budget import Budget
 from common.errors import InputError
-from common.exchange import Budget
 from common.fine_tune import FineTuneSettings
 from common.importance import magnitude
 from common.mask import Mask

@@ -14,8 +14,8 @@ from glyph_tasks import glyph_backbone, random_weights
 from PIL import Image
 from safetensors.torch import save_file
 
+from common.budget import Budget
 from common.errors import TaskDataError
-from common.exchange import Budget
 from common.fine_tune import FineTuneSettings
 from common.task_data import load_folder
 from server.budget import allot

@@ -1,0 +1,74 @@
+"""maskvote-client benchmark: how long this device takes, so that it can ask for milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from client.benchmark import benchmark
+from client.latency_table import write_latency_table
+from client.taking_part import offer_of
+from client.task_options import (
+    JSON,
+    OF_SERVER,
+    OFFER,
+    PATH,
+    Server,
+    Way,
+    check_way,
+    through_server,
+)
+from common.command_line import progress, settings_option, show, show_json
+from common.envelope import unseal
+from common.proto_codec import decode_offer
+
+SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
+FILES = Way("by files", ("offer_file",))
+
+
+@click.command("benchmark")
+@OFFER
+@through_server
+@settings_option("--classes", default=10, help="Classes that the networks tell apart.")
+@click.option("--out", required=True, type=PATH, help="Write the table to this file.")
+@JSON
+def benchmark_command(
+    offer_file: Path | None, server: Server | None, classes: int, out: Path, as_json: bool
+) -> None:
+    """Measure how long this device takes for an image, by sub-networks of many sizes.
+
+    adapt takes the table with --latency-table, and then --latency-ms as a budget. It holds for the
+    processor, the threads and the runtime that it was measured with.
+
+    Example: maskvote-client --threads 4 benchmark --server birds.example:7070 --out this-device.json
+    """
+    check_way(SERVER, FILES)
+    if server is not None:
+        offer = offer_of(server)
+    else:
+        assert offer_file is not None
+        offer = decode_offer(*unseal(offer_file))
+    with progress() as bars:
+        bar = bars.add_task("Measuring", total=None)
+        table = benchmark(
+            offer.backbone,
+            offer.structure,
+            classes,
+            lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    write_latency_table(out, table)
+    points = table.latency.points
+    if as_json:
+        show_json({
+            "written": str(out), "device": vars(table.device), "multiple": table.multiple,
+            "structure": table.latency.structure, "points": points,
+        })  # fmt: skip
+        return
+    whole = offer.structure.flops(classes=classes)
+    show(
+        f"One image on {table.device}",
+        ["operations", "of the backbone's", "ms"],
+        [[f"{flops:,}", f"{flops / whole:.1%}", f"{time:.3g}"] for flops, time in points],
+        f"Widths are best in multiples of {table.multiple}. Written to {out}.",
+    )

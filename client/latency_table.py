@@ -1,0 +1,100 @@
+"""A device's latency table in a file: what was measured, how, and on which device."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.budget import LatencyTable
+from common.errors import InputError, MismatchError
+from common.files import read_whole, write_whole
+
+FORMAT = 1
+CPU_INFO = Path("/proc/cpuinfo")
+PROCESSOR_LINES = ("model name", "hardware", "cpu model")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a measurement depends on: the processor, the threads, and the runtime with its version."""
+
+    machine: str
+    processor: str
+    threads: int
+    runtime: str
+
+    @classmethod
+    def here(cls, runtime: str, threads: int) -> Device:
+        """This device."""
+        return cls(platform.machine(), _processor(), threads, runtime)
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.processor or self.machine} ({self.machine}), {threads}, {self.runtime}"
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """A latency table, the multiple of channels that this device's kernels like, and where that holds."""
+
+    latency: LatencyTable
+    multiple: int
+    device: Device
+
+
+def write_latency_table(path: Path, table: MeasuredTable) -> None:
+    """Write a table as JSON. InputError where it cannot be written; it is there whole or not at all."""
+    data = {"format": FORMAT, "multiple": table.multiple, "device": asdict(table.device)}
+    latency = {"structure": table.latency.structure, "points": table.latency.points}
+    write_whole(path, json.dumps(data | latency, indent=1).encode())
+
+
+def read_latency_table(path: Path) -> MeasuredTable:
+    """The table in a file of `write_latency_table`, measured on this very device.
+
+    InputError where the file cannot be read or is no table; MismatchError where it was measured on
+    another processor. Whether it is of the right structure is seen where it is used.
+    """
+    try:
+        data = json.loads(bytes(read_whole(path)))
+        if data["format"] != FORMAT:
+            raise InputError(f"its format is {data['format']}, read is {FORMAT}")
+        table = MeasuredTable(
+            LatencyTable(data["structure"], tuple((int(at), float(ms)) for at, ms in data["points"])),
+            int(data["multiple"]),
+            Device(**data["device"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no latency table ({_reason(error)}); write one with `maskvote-client benchmark`"
+        ) from error
+    except InputError as error:
+        if not path.exists():
+            raise
+        raise InputError(f"{path} is no latency table: {error}") from error
+    here = Device.here(table.device.runtime, table.device.threads)
+    if (here.machine, here.processor) != (table.device.machine, table.device.processor):
+        raise MismatchError(
+            f"{path} was measured on another device, {table.device}; this one is {here.processor} "
+            f"({here.machine}): measure it with `maskvote-client benchmark`"
+        )
+    return table
+
+
+def _processor() -> str:
+    """The processor's name as the system has it; "" where it has none."""
+    try:
+        lines = CPU_INFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    named: Mapping[str, str] = {
+        key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    return next((named[key] for key in PROCESSOR_LINES if named.get(key)), platform.processor())
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)[:200]
