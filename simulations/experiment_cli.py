@@ -46,6 +46,7 @@ LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
 @click.option("--small-checkpoint", default="", help="Its safetensors file, or timm's own.")
 @click.option("--large", is_flag=True, help="200 library tasks, 20 new tasks for each of 5 seeds.")
 @click.option("--device", help="cpu or cuda; default: cuda where there is one.")
+@click.option("--only", default="", help="Ways to measure, as figures name them: 'SMSP healed,L1'.")
 @settings_option("--workers", default=2, help="Cells at a time, a processor each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
 def experiment(
@@ -66,6 +67,7 @@ def experiment(
     small_checkpoint: str,
     large: bool,
     device: str | None,
+    only: str,
     workers: int,
     as_json: bool,
 ) -> None:
@@ -81,7 +83,7 @@ def experiment(
         show("Experiments", ["name", "cells a task", "question"],
              [[e.name, len(e.ways), e.question] for e in EXPERIMENTS.values()])  # fmt: skip
         return
-    chosen = _chosen(names)
+    chosen = [_only(one, only.split(",")) if only else one for one in _chosen(names)]
     if model is not None:
         if data is None:
             raise InputError("a run begins with a backbone and with data; give --data too")
@@ -128,6 +130,17 @@ def _chosen(names: tuple[str, ...]) -> list[Experiment]:
             f"there is no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}, and all"
         )
     return list(EXPERIMENTS.values()) if "all" in names else [EXPERIMENTS[name] for name in names]
+
+
+def _only(experiment: Experiment, lines: list[str]) -> Experiment:
+    """The experiment with the ways of these names alone."""
+    ways = tuple(way for way in experiment.ways if experiment.line(way) in lines)
+    if not ways:
+        known = dict.fromkeys(experiment.line(way) for way in experiment.ways)
+        raise InputError(
+            f"{experiment.name} has no {' or '.join(lines)}; its ways are {', '.join(known)}"
+        )
+    return replace(experiment, ways=ways)
 
 
 def _show(run: RunDirectory, one: Experiment, records: list[Record]) -> None:

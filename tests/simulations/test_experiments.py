@@ -279,6 +279,9 @@ def test_the_command_goes_on_with_a_run(run):
     records = json.loads(result.stdout)
     assert {record["way"]["entries"] for record in records} == {0}
     assert len(records) == 2
+    none = CliRunner().invoke(cli, [*words, "--only", "L1,dense"])
+    assert isinstance(none.exception, InputError)
+    assert "library-size has no L1 or dense; its ways are SMSP, MVP one-shot" in str(none.exception)
 
 
 @pytest.fixture(scope="module")
