@@ -12,7 +12,7 @@ import timm
 import torch
 
 from common.adaptation import Adapted, Progress, adapt_network
-from common.budget import Budget
+from common.budget import Budget, Counts
 from common.errors import MismatchError
 from common.exchange import (
     Assignment,
@@ -92,15 +92,16 @@ def adapt_assignment(
 class Adaptation:
     """What adapting an assignment came to: what to give back, and what there is to say of it.
 
-    `units` and `parameters` are those of the network that the device ends with; `healed` is whether the
-    server had healed it; `accuracies` are by iterations done, `seconds` by step. `adapted` holds that
-    network, in the process that adapted it.
+    `similarities` are those of the tasks that voted, the nearest first; `counts`, units per group, and
+    `parameters` are those of the network that the device ends with; `healed` is whether the server had
+    healed it; `accuracies` are by iterations done, `seconds` by step. `adapted` holds that network, in
+    the process that adapted it.
     """
 
     contribution: Contribution
     origin: Origin
-    neighbours: int
-    units: int
+    similarities: tuple[float, ...]
+    counts: Counts
     parameters: int
     accuracies: Mapping[int, float]
     seconds: Mapping[str, float]
@@ -113,8 +114,8 @@ class Adaptation:
         return cls(
             contribution,
             assignment.origin,
-            len(assignment.neighbours),
-            units=int(adapted.pruned.mask.kept.sum()),
+            tuple(neighbour.similarity for neighbour in assignment.neighbours),
+            counts=adapted.pruned.mask.counts,
             parameters=sum(parameter.numel() for parameter in adapted.network.parameters()),
             accuracies=adapted.accuracies,
             seconds=adapted.seconds,

@@ -98,9 +98,13 @@ def _through_server(
     if network_file is not None:
         write_whole(network_file, read_whole(state.network))
     kept = network_file or state.network
+    description = state.description
+    assert description is not None
+    classes = description.signature.classes
     facts = {
-        **facts_of(adaptation, asked.method, state.bytes_up),
-        "bytes_down": state.bytes_down,
+        **facts_of(
+            adaptation, asked.method, classes, state.bytes_up, state.bytes_down, description.budget
+        ),
         "entry": receipt.entry,
         "entries": receipt.entries,
         "network": str(kept),
@@ -136,6 +140,12 @@ def _by_files(
     if network_file is not None:
         save_network(network_file, adapted.network, offer.backbone, task.classes)
     adaptation = Adaptation.of(assignment, adapted, contribution)
-    facts = facts_of(adaptation, assignment.method, len(message))
+    facts = facts_of(
+        adaptation,
+        assignment.method,
+        len(task.classes),
+        {"mask and accuracies": len(message)},
+        {"network": assignment_file.stat().st_size},
+    )
     caption = f"mask written to {out}" + (f", network to {network_file}" if network_file else "")
     tell(facts, caption, as_json)

@@ -38,7 +38,7 @@ class Count(click.ParamType):
         """The number. Fails for what is none; whether it is any use is for the budget to say."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kMG]?)", value.strip())
+        found = re.fullmatch(r"(-?\d+|\d+(?:\.\d+)?(?=[kMG]))([kMG]?)", value.strip())
         if found is None:
             self.fail(f"{value!r} is no number; give 1500000, 1.5M, 800k or 2G", parameter, context)
         number, prefix = found.groups()

@@ -1,4 +1,4 @@
-"""Outcome: what a device is told in the end of its adaptation, as words or as JSON."""
+"""Outcome: what a device is told in the end of its adaptation, on one screen or as JSON."""
 
 from __future__ import annotations
 
@@ -6,46 +6,101 @@ from collections.abc import Mapping
 from typing import Any
 
 from client.adapt import Adaptation
+from common.budget import Budget, demands
 from common.command_line import show, show_json
 from common.exchange import Method
 
 Facts = Mapping[str, Any]
 
+SHOWN_NEIGHBOURS = 10
+LEFT = (
+    "one mean of the probe's features and a count for every class, the budget, a mask, and how accurate "
+    "the network was before and after"
+)
+STAYED = "images, labels, the names of files and classes, and the network"
 
-def facts_of(adaptation: Adaptation, method: Method, bytes_up: int) -> dict[str, Any]:
-    """What there is to say, as it stands in the JSON; bytes are those of messages and their payloads."""
-    contribution = adaptation.contribution
+
+def facts_of(
+    adaptation: Adaptation,
+    method: Method,
+    classes: int,
+    bytes_up: Mapping[str, int],
+    bytes_down: Mapping[str, int],
+    budget: Budget | None = None,
+) -> dict[str, Any]:
+    """What there is to say, as it stands in the JSON; bytes are those of messages and their payloads.
+
+    `budget` is what was asked for, where that is known; the network is held against it.
+    """
+    contribution, counts = adaptation.contribution, adaptation.counts
+    structure = contribution.mask.structure
+    limits = [] if budget is None else demands(structure, budget, classes)
     return {
         "request": contribution.request_id,
         "method": method,
+        "budget": [
+            {"unit": limit.unit, "limit": limit.limit, "used": limit.of(counts)} for limit in limits
+        ],
         "origin": adaptation.origin,
-        "neighbours": adaptation.neighbours,
+        "neighbours": len(adaptation.similarities),
+        "similarities": [round(value, 4) for value in adaptation.similarities],
         "healed": adaptation.healed,
-        "units": adaptation.units,
-        "of": contribution.mask.structure.units,
+        "units": sum(counts),
+        "of": structure.units,
         "parameters": adaptation.parameters,
+        "weight_bytes": structure.weight_bytes(counts, classes),
+        "flops": structure.flops(counts, classes),
         "accuracy": {str(k): v for k, v in sorted(adaptation.accuracies.items())},
         "seconds": {step: round(took, 2) for step, took in adaptation.seconds.items()},
-        "bytes_up": bytes_up,
+        "bytes_up": dict(bytes_up),
+        "bytes_down": dict(bytes_down),
     }
 
 
 def tell(facts: Facts, caption: str, as_json: bool) -> None:
-    """Print it: as JSON, or as a table over the caption."""
+    """Print it: as JSON, or as one screen over the caption."""
     if as_json:
         show_json(facts)
         return
-    accuracies = list(facts["accuracy"].values())
-    row = {
-        "neighbours": facts["neighbours"],
-        "healed": "yes" if facts["healed"] else "no",
-        "units": f"{facts['units']:,} of {facts['of']:,}",
-        "parameters": f"{facts['parameters']:,}",
-        "accuracy before": f"{accuracies[0]:.1%}",
-        "after": f"{accuracies[-1]:.1%}",
-        "seconds": f"{sum(facts['seconds'].values()):.1f}",
-        "bytes up": f"{facts['bytes_up']:,}",
-    }
-    if "bytes_down" in facts:
-        row["bytes down"] = f"{facts['bytes_down']:,}"
-    show(f"Request {facts['request']}", list(row), [list(row.values())], caption)
+    accuracies = list(facts["accuracy"].items())
+    (_, before), (iterations, after) = accuracies[0], accuracies[-1]
+    rows = [
+        ("budget", "\n".join(_used(limit) for limit in facts["budget"])),
+        ("neighbours", _neighbours(facts)),
+        (
+            "network",
+            f"{facts['units']:,} of {facts['of']:,} units, {facts['parameters']:,} parameters\n"
+            f"{facts['weight_bytes']:,} bytes, {facts['flops']:,} operations for an image"
+            + ("\nhealed by the server" if facts["healed"] else ""),
+        ),
+        ("accuracy", f"{before:.1%} before, {after:.1%} after {iterations} iterations"),
+        ("seconds", ", ".join(f"{step} {took:.1f}" for step, took in facts["seconds"].items())),
+        ("bytes up", _bytes(facts["bytes_up"])),
+        ("bytes down", _bytes(facts["bytes_down"])),
+        ("left the device", LEFT),
+        ("stayed here", STAYED),
+    ]
+    show(f"Request {facts['request']}", ["", ""], [row for row in rows if row[1]], caption)
+
+
+def _used(limit: Mapping[str, Any]) -> str:
+    used, most, unit = limit["used"], limit["limit"], limit["unit"]
+    amounts = (f"{used:.3g}", f"{most:.3g}") if unit == "ms" else (f"{used:,.0f}", f"{most:,.0f}")
+    return f"{amounts[0]} of {amounts[1]} {unit} ({used / most:.1%})"
+
+
+def _neighbours(facts: Facts) -> str:
+    similarities = facts["similarities"]
+    if not similarities:
+        return "none: the library was empty, and the backbone's own importance chose"
+    shown = ", ".join(f"{value:.2f}" for value in similarities[:SHOWN_NEIGHBOURS])
+    more = len(similarities) - SHOWN_NEIGHBOURS
+    tasks = "task" if len(similarities) == 1 else "tasks"
+    return f"{len(similarities)} {tasks} voted, similar by {shown}" + (
+        f" and {more} more" if more > 0 else ""
+    )
+
+
+def _bytes(parts: Mapping[str, int]) -> str:
+    told = ", ".join(f"{what} {size:,}" for what, size in parts.items())
+    return f"{sum(parts.values()):,}: {told}" if len(parts) > 1 else told

@@ -171,14 +171,21 @@ class State:
         return self.directory / NETWORK
 
     @property
-    def bytes_up(self) -> int:
+    def bytes_up(self) -> dict[str, int]:
         """Bytes of the messages that the device sends."""
-        return sum(self._content_bytes(name) for name in (REQUEST, CONTRIBUTION))
+        return {
+            "request": self._content_bytes(REQUEST),
+            "mask and accuracies": self._content_bytes(CONTRIBUTION),
+        }
 
     @property
-    def bytes_down(self) -> int:
-        """Bytes of the messages that the server sends, and of the probe and the network."""
-        return sum(self._content_bytes(name) for name in (OFFER, ASSIGNMENT, RECEIPT))
+    def bytes_down(self) -> dict[str, int]:
+        """Bytes of the messages that the server sends, with the probe and the network."""
+        return {
+            "offer and probe": self._content_bytes(OFFER),
+            "network": self._content_bytes(ASSIGNMENT),
+            "receipt": self._content_bytes(RECEIPT),
+        }
 
     def keep(self, step: Step) -> Step:
         """Write what a step came to; what was downloaded for it is not needed any more."""
@@ -259,8 +266,8 @@ def _is_ours(name: str) -> bool:
 def _measured(content: Any) -> dict[str, Any]:
     return {
         "origin": str(content["origin"]),
-        "neighbours": int(content["neighbours"]),
-        "units": int(content["units"]),
+        "similarities": tuple(float(value) for value in content["similarities"]),
+        "counts": tuple(int(count) for count in content["counts"]),
         "parameters": int(content["parameters"]),
         "accuracies": {int(done): float(value) for done, value in content["accuracies"].items()},
         "seconds": {str(step): float(value) for step, value in content["seconds"].items()},

@@ -40,8 +40,8 @@ def test_it_ends_with_one_screen_and_says_it_again_without_a_server(
     held = library.assignment_of(entry.entry).mask
     for expected in (
         f"Request {entry.entry}", "bytes up", "bytes down", f"stored as entry {entry.entry}, of 1",
-        f"{held.kept.sum()} of {held.structure.units}", f"{entry.accuracy_after:.1%}",
-        "network in my.safetensors",
+        f"{held.kept.sum()} of {held.structure.units}", f"{entry.accuracy_after:.1%} after 2",
+        "network in my.safetensors", "none: the library was empty", "stayed here", "labels",
     ):  # fmt: skip
         assert expected in told
     assert client(*words)[:2] == (0, told)
@@ -51,7 +51,11 @@ def test_it_ends_with_one_screen_and_says_it_again_without_a_server(
     assert (facts["entry"], facts["entries"]) == (entry.entry, 1)
     assert facts["accuracy"] == {"0": entry.accuracy_before, "2": entry.accuracy_after}
     assert facts["healed"] is False
-    assert facts["bytes_down"] > 100_000 > facts["bytes_up"] > 0
+    assert facts["bytes_down"]["network"] > 100_000 > sum(facts["bytes_up"].values()) > 0
+    assert facts["budget"][0]["used"] == facts["units"] <= facts["budget"][0]["limit"]
+    counts = library.assignment_of(entry.entry).mask.counts
+    assert facts["weight_bytes"] == held.structure.weight_bytes(counts, 3)
+    assert facts["flops"] == held.structure.flops(counts, 3)
 
 
 def test_what_describe_shows_is_what_is_sent_byte_by_byte(client, library, weights, images):
@@ -202,13 +206,19 @@ def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(
 
 def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     facts = {
-        "request": "a", "neighbours": 1, "units": 2, "of": 3, "parameters": 4, "accuracy": {"0": 0.5},
-        "seconds": {"fit": 1.0}, "bytes_up": 5, "healed": True,
+        "request": "a", "budget": [{"unit": "ms", "limit": 2.0, "used": 1.5}],
+        "similarities": [0.9] * 11, "units": 2, "of": 3, "parameters": 4, "weight_bytes": 16, "flops": 5,
+        "accuracy": {"0": 0.5}, "seconds": {"fit": 1.0}, "bytes_up": {"request": 5, "mask": 3},
+        "bytes_down": {"network": 7}, "healed": True,
     }  # fmt: skip
     tell(facts, "stored as entry [/bold]\x1b[2J[red]", as_json=False)
     shown = capsys.readouterr().out
     assert "stored as entry [/bold]\ufffd[2J[red]" in shown
-    assert "│ yes    │" in shown
+    for said in (
+        "1.5 of 2 ms (75.0%)", "11 tasks voted, similar by 0.90,", "and 1 more", "healed by the server",
+        "8: request 5, mask 3", "network 7", "50.0% before, 50.0% after 0 iterations",
+    ):  # fmt: skip
+        assert said in shown
 
 
 def test_how_long_a_device_is_ready_to_wait_stands_in_its_request(client, offer, images, tmp_path):

@@ -102,8 +102,9 @@ def test_bytes_are_those_of_messages_and_their_payloads(directory):
         return (directory / name).stat().st_size - 26  # an envelope's own: ten letters, two lengths
 
     with State(directory) as state:
-        assert state.bytes_up == content("request") + content("contribution")
-        assert state.bytes_down == sum(map(content, ("offer", "assignment", "receipt")))
+        assert list(state.bytes_up.values()) == [content("request"), content("contribution")]
+        downloads = ("offer", "assignment", "receipt")
+        assert list(state.bytes_down.values()) == [content(name) for name in downloads]
 
 
 def test_only_its_owner_may_read_it(directory):
