@@ -212,10 +212,18 @@ class _Learners:
         self._networks: dict[Sequence[int], _Features] = {}
 
     def distance(self, mask: Mask, within: Mask | None, public: PublicImages, batch: Tensor) -> Tensor:
-        """Of the features through a mask from the backbone's: squared, in standard deviations, mean."""
+        """Of the features through a mask from the backbone's: squared, in standard deviations, mean.
+
+        Where features are units themselves, it is of those that are kept.
+        """
         given = self._features(mask, within, public.images.batch(batch))
-        wanted = public.features[batch].to(given)
-        return ((given - wanted) / public.spread.to(given)).square().mean()
+        kept = self._kept_features(mask, public.features.shape[1])
+        wanted, spread = public.features[batch][:, kept], public.spread[kept]
+        return ((given - wanted.to(given)) / spread.to(given)).square().mean()
+
+    def _kept_features(self, mask: Mask, width: int) -> Tensor:
+        """Indices of the backbone's features that a mask leaves."""
+        return Selection(mask).of(self._backbone.classifier_tensors[0], torch.arange(width)[None])[0]
 
     def _features(self, mask: Mask, within: Mask | None, images: Tensor) -> Tensor:
         selection = Selection(mask, within)

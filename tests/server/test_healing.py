@@ -9,6 +9,7 @@ import torch
 from glyph_tasks import glyph_images
 from healing_tasks import glyph_backbone, mask_of, masks_of, public_glyphs, settled_weights
 
+from common.backbone import features
 from common.errors import InputError, TaskDataError
 from common.fitting import all_features
 from common.rebuild import rebuild
@@ -82,6 +83,25 @@ def test_the_whole_backbone_is_at_no_distance_from_itself():
     healer = Healer("test_vit")
     everything = mask_of(healer.structure, keep=1.0)
     assert healer.distance(healer.weights, everything) == pytest.approx(0, abs=1e-4)
+
+
+def test_of_features_that_are_units_themselves_those_that_are_kept_are_compared():
+    """MobileNetV3's last convolution is cut like any other, and the classifier reads what is left."""
+    wide = Healer("mobilenetv3_small_050")
+    mask = mask_of(wide.structure)
+    left = wide.heal_mask(mask, FEW)
+    network = rebuild(wide.backbone, cut(wide.backbone.without_classifiers(wide.weights), mask), 2, mask)
+    read = wide.structure.dims[wide.backbone.classifier_tensors[0]]
+    ((_, units),) = read
+    kept = torch.from_numpy(np.append(mask.kept, True)[units])
+    assert 0 < kept.sum() < len(kept)
+    assert left["conv_head.weight"].shape[0] == kept.sum()
+    images = wide.public.images
+    assert len(images) <= 64
+    with torch.no_grad():
+        given = features(network.train(), images.batch(torch.arange(len(images))))
+    away = (given - wide.public.features[:, kept]) / wide.public.spread[kept]
+    assert wide.distance(wide.weights, mask) == pytest.approx(float(away.square().mean()), rel=1e-3)
 
 
 def test_weights_that_are_given_stay_and_so_do_buffers_and_the_classifier(healer):
