@@ -2,18 +2,27 @@
 
 from pathlib import Path
 
+import pytest
+
 from simulations.experiments import EXPERIMENTS
 from simulations.report import document, read_runs
 
 REPOSITORY = Path(__file__).parents[2]
-RECORDS = Path("benchmarks/results/resnet18")
-DOCUMENT = Path("docs/results/resnet18.md")
+RUNS = sorted(path.parent.name for path in (REPOSITORY / "benchmarks/results").glob("*/run.json"))
 
 
-def test_every_number_and_sentence_of_the_results_is_computed_from_the_records(tmp_path, monkeypatch):
-    """As written by maskvote-sim report RECORDS --markdown DOCUMENT."""
+@pytest.mark.parametrize("run", RUNS)
+def test_every_number_and_sentence_of_the_results_is_computed_from_the_records(
+    run, tmp_path, monkeypatch
+):
+    """As written by maskvote-sim report benchmarks/results/RUN --markdown docs/results/RUN.md."""
     monkeypatch.chdir(REPOSITORY)
-    text = document(read_runs([RECORDS], EXPERIMENTS), tmp_path, "resnet18")
-    assert text == DOCUMENT.read_text()
+    published = Path(f"docs/results/{run}.md")
+    text = document(read_runs([Path("benchmarks/results") / run], EXPERIMENTS), tmp_path, run)
+    assert text == published.read_text()
     drawn = {path.name for path in tmp_path.iterdir()}
-    assert drawn == {path.name for path in DOCUMENT.with_suffix("").iterdir()}
+    assert drawn == {path.name for path in published.with_suffix("").iterdir()}
+
+
+def test_there_are_results():
+    assert "resnet18" in RUNS
