@@ -122,7 +122,7 @@ def _decoded(data: Data) -> SavedNetwork:
     except InputError:
         raise
     except Exception as error:  # of any kind: timm's networks are not ours
-        raise WeightsError(f"its tensors do not fit each other: {_first_line(error)}") from error
+        raise WeightsError(f"its tensors do not fit each other: {first_line(error)}") from error
     classes = tuple(header["classes"].split("\n"))
     if logits != len(classes):
         raise WeightsError(f"it tells {logits} classes apart, and names {len(classes)}")
@@ -185,7 +185,7 @@ def checked_graph(saved: SavedNetwork) -> CheckedGraph:
     except Exception as error:  # of any kind: the exporter is not ours
         raise UnsupportedModel(
             f"{saved.backbone.model} cannot be written as ONNX by torch {torch.__version__}: "
-            f"{_first_line(error)}; export it as safetensors"
+            f"{first_line(error)}; export it as safetensors"
         ) from error
     if not difference <= TOLERANCE:
         raise UnsupportedModel(
@@ -295,7 +295,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What an error began with, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__

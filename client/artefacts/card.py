@@ -76,7 +76,9 @@ def read_card(artefact: Path, digest: str) -> Card | None:
     card = _parsed(path)
     for one in (card, card.get(REPLACES)):
         if isinstance(one, dict) and one.get("sha256") == digest:
-            return {word: fact for word, fact in one.items() if word != REPLACES} if len(one) > 1 else None
+            return (
+                {word: fact for word, fact in one.items() if word != REPLACES} if len(one) > 1 else None
+            )
     raise MismatchError(
         f"{path} is the card of another artefact (sha256 {str(card.get('sha256'))[:12]}, {artefact.name} has "
         f"{digest[:12]}); export the network again, or put its own card there"

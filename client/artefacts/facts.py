@@ -99,7 +99,9 @@ def processor() -> str:
     """What this machine's processor calls itself."""
     try:
         told = Path("/proc/cpuinfo").read_text(errors="replace")
-        named = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+        named = [
+            line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")
+        ]
     except OSError:
         named = []
     return f"{named[0] if named else platform.processor() or 'unknown'} ({platform.machine()})"
@@ -110,5 +112,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-

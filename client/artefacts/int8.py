@@ -27,7 +27,17 @@ CALIBRATION_BATCH = 8
 LARGEST_DISAGREEMENT = 0.01
 """Share of training images that int8 may take for another class than float32 does, before other settings
 are tried: it cannot lose more than this there."""
-QUANTISED = ("Conv", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "ReduceMean", "Relu")
+QUANTISED = (
+    "Conv",
+    "MatMul",
+    "Gemm",
+    "Add",
+    "Mul",
+    "AveragePool",
+    "GlobalAveragePool",
+    "ReduceMean",
+    "Relu",
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,9 @@ def _quantise(graph: bytes, batches: list[np.ndarray], setting: Setting) -> byte
         )
         final = onnx.load(result)
     del final.metadata_props[:]
-    onnx.helper.set_model_props(final, {p.key: p.value for p in onnx.load_from_string(graph).metadata_props})
+    onnx.helper.set_model_props(
+        final, {p.key: p.value for p in onnx.load_from_string(graph).metadata_props}
+    )
     return final.SerializeToString()
 
 

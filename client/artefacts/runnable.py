@@ -16,7 +16,7 @@ from client.artefacts.card import Card, card_path, read_card
 from client.artefacts.kinds import suffix_of
 from client.artefacts.transform import Transform
 from common.errors import InputError, WeightsError
-from common.files import reading
+from common.files import read_whole, reading
 
 GIVE = "give what `maskvote-client export` wrote"
 
@@ -126,7 +126,13 @@ def _open_program(path: Path, card: Card | None, threads: int) -> Runnable:
         "classes": "\n".join(map(str, card.get("classes", ()))),
     }
     classes, transform = _described(path, words, "card")
-    return Runnable(classes, transform, program.program_logits(path), version_of("executorch"))
+    try:
+        logits = program.program_logits(bytes(read_whole(path)))
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: ExecuTorch's are not ours
+        raise WeightsError(f"{path} is damaged or no program ({_one_line(error)}); {GIVE}") from error
+    return Runnable(classes, transform, logits, version_of("executorch"))
 
 
 OPENING: Mapping[str, Callable[[Path, Card | None, int], Runnable]] = {

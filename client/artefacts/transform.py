@@ -67,7 +67,9 @@ class Transform:
             mean, std = (tuple(map(float, description[word])) for word in ("mean", "std"))
             interpolation = description["interpolation"]
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"the backbone's description lacks how images are prepared: {error}") from error
+            raise InputError(
+                f"the backbone's description lacks how images are prepared: {error}"
+            ) from error
         if channels != len(mean):
             raise InputError(f"images have {channels} channels and {len(mean)} means")
         return cls((height, width), interpolation, mean, std)
@@ -110,7 +112,11 @@ class Transform:
         if high == wide:
             # torchvision rounds the longer side down, timm, for other shapes, to the nearest.
             short = min(width, height)
-            new = (wide, int(wide * height / short)) if width <= height else (int(wide * width / short), wide)
+            new = (
+                (wide, int(wide * height / short))
+                if width <= height
+                else (int(wide * width / short), wide)
+            )
         else:
             ratio = min(height / high, width / wide)
             new = (round(width / ratio), round(height / ratio))
@@ -125,4 +131,3 @@ def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     high, wide = size
     top, left = round((height - high) / 2.0), round((width - wide) / 2.0)
     return image.crop((left, top, left + wide, top + high))
-
