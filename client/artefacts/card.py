@@ -1,7 +1,7 @@
 """Card: what an artefact is, in JSON beside it; artefact and card are replaced as one.
 
-Two files cannot be renamed at once, so the card tells of both artefacts while one takes the place of the
-other. Replacing is four steps, and whatever was the last of them to be done, the artefact there has its card:
+Two files cannot be renamed at once, so the card tells of both artefacts while one takes the place of
+the other. Replacing is four steps; after each of them the artefact that is there has its card:
 
     1. the new artefact is written beside the old one       old artefact, old card
     2. the card becomes the new one, the old one in it      old artefact, card of both
@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError, MismatchError
-from common.files import Data, read_whole, sync_directory, write_whole
+from common.files import Data, read_whole, reading, sync_directory, write_whole
 
 VERSION = 1
 """Of the card's format."""
 LARGEST_BYTES = 10_000_000
 """Of a card that is read: class names of a task take far less."""
+PART_BYTES = 1 << 20
+"""Of an artefact that is digested: it is never in memory as a whole."""
 REPLACES = "replaces"
 """Where a card keeps the one before it, while the artefact is replaced."""
 AGAIN = "export the network again"
@@ -40,6 +42,15 @@ Card = Mapping[str, Any]
 def card_path(artefact: Path) -> Path:
     """Where an artefact's card is."""
     return artefact.with_name(f"{artefact.name}.json")
+
+
+def digest_of(artefact: Path) -> str:
+    """The sha256 of an artefact, in hexadecimal. InputError where it cannot be read."""
+    digest = hashlib.sha256()
+    with reading(artefact) as file:
+        while part := file.read(PART_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def write_artefact(path: Path, data: Data, facts: Card) -> Card:
@@ -80,8 +91,8 @@ def read_card(artefact: Path, digest: str) -> Card | None:
                 {word: fact for word, fact in one.items() if word != REPLACES} if len(one) > 1 else None
             )
     raise MismatchError(
-        f"{path} is the card of another artefact (sha256 {str(card.get('sha256'))[:12]}, {artefact.name} has "
-        f"{digest[:12]}); export the network again, or put its own card there"
+        f"{path} is the card of another artefact (sha256 {str(card.get('sha256'))[:12]}, "
+        f"{artefact.name} has {digest[:12]}); export the network again, or put its own card there"
     )
 
 
@@ -113,7 +124,7 @@ def _replaced(path: Path) -> Card | None:
     """
     if not path.exists():
         return None
-    digest = hashlib.sha256(read_whole(path)).hexdigest()
+    digest = digest_of(path)
     try:
         return read_card(path, digest) or {"sha256": digest}
     except (InputError, MismatchError):
@@ -134,6 +145,6 @@ def _parsed(path: Path) -> dict[str, Any]:
     version = card.get("card_version") if isinstance(card, dict) else None
     if version != VERSION:
         raise InputError(
-            f"{path} is no card of version {VERSION}, which this maskvote knows, but of {version!r}; {AGAIN}"
+            f"{path} is no card of version {VERSION}, which this maskvote knows, but {version!r}; {AGAIN}"
         )
     return card

@@ -25,8 +25,8 @@ def sentences_of(artefact: Path, card: Card) -> Iterator[str]:
     if "quantisation" in card:
         how = card["quantisation"]
         yield (
-            f"Calibrated by {how['setting']} on {how['calibration_images']:,} training images; on these it "
-            f"says what float32 says for {how['calibration_agreement']:.1%}."
+            f"Calibrated by {how['setting']} on {how['calibration_images']:,} training images; on these "
+            f"it says what float32 says for {how['calibration_agreement']:.1%}."
         )
     if "accuracy" in card:
         yield _of_accuracy(card)
@@ -50,6 +50,6 @@ def _of_accuracy(card: Card) -> str:
     if lost <= POINT:
         return f"{told}; float32 {whole:.1%}, so that int8 loses {100 * lost:.1f} points."
     return (
-        f"{told}; float32 {whole:.1%}: int8 loses {100 * lost:.1f} points, more than one, with the best of "
-        f"{card['quantisation']['settings_tried']} settings; use --format onnx where that is too much."
+        f"{told}; float32 {whole:.1%}: int8 loses {100 * lost:.1f} points, more than one, with the best "
+        f"of {card['quantisation']['settings_tried']} settings; use --format onnx where that is too much."
     )

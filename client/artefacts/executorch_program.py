@@ -1,7 +1,11 @@
-"""ExecuTorch: the network as a program for phones and microcontrollers, run there by XNNPACK's kernels."""
+"""ExecuTorch: the network as a program for phones and small boards, run by XNNPACK's kernels."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +22,10 @@ CHECKED_IMAGES = 3
 
 @dataclass(frozen=True)
 class Program:
-    """A program of one image: its bytes, what runs them, and how far its logits are from torch's at worst.
+    """A program of one image: its bytes, and what runs them.
 
-    `difference` is a share of torch's largest, on random images.
+    `difference` is how far its logits are from torch's at worst, as a share of torch's largest, on random
+    images.
     """
 
     data: bytes
@@ -48,8 +53,8 @@ def program_of(saved: SavedNetwork) -> Program:
         ) from error
     if not difference <= TOLERANCE:
         raise UnsupportedModel(
-            f"ExecuTorch's logits of {saved.backbone.model} differ from torch's by {difference:.1e} of the "
-            f"largest, {TOLERANCE:.0e} is allowed; nothing was written, export it as onnx"
+            f"ExecuTorch's logits of {saved.backbone.model} differ from torch's by {difference:.1e} of "
+            f"the largest, {TOLERANCE:.0e} is allowed; nothing was written, export it as onnx"
         )
     return Program(data, logits, difference)
 
@@ -58,7 +63,8 @@ def program_logits(data: bytes) -> Logits:
     """What runs a program. InputError where executorch is missing, else what its runtime raises."""
     with quiet():
         runtime = import_for("executorch.runtime", "a program is run", INSTALL)
-    method = runtime.Runtime.get().load_program(data).load_method("forward")
+    with _terminal_aside():
+        method = runtime.Runtime.get().load_program(data).load_method("forward")
 
     def logits(images: np.ndarray) -> np.ndarray:
         # A program takes the one image that it was made for; its output is overwritten by the next.
@@ -66,6 +72,20 @@ def program_logits(data: bytes) -> Logits:
         return torch.cat(found).numpy()
 
     return logits
+
+
+@contextmanager
+def _terminal_aside() -> Iterator[None]:
+    """ExecuTorch's kernels write on stderr what they find out of the processor when they are first used."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _lowered(saved: SavedNetwork) -> bytes:

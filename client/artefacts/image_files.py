@@ -27,18 +27,26 @@ def image_files(places: Sequence[Path]) -> Iterator[Path]:
             raise TaskDataError(f"there is no image and no folder {place}; check the path")
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder, onerror=_refuse):
-        folders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield Path(directory, name)
-
-
-def _refuse(error: OSError) -> None:
-    raise TaskDataError(
-        f"{error.filename} cannot be read ({error.strerror or error}); check its permissions"
-    ) from error
+def _below(folder: Path, within: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Images in a folder, then those of its folders. Links are followed, but not back to where they lie."""
+    own = os.path.realpath(folder)
+    if own in within:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise TaskDataError(
+            f"{folder} cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
+    folders = []
+    for entry in entries:
+        if entry.is_dir():
+            folders.append(entry.name)
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            yield Path(folder, entry.name)
+    del entries
+    for name in folders:
+        yield from _below(Path(folder, name), within | {own})
 
 
 def measured(places: Sequence[Path]) -> tuple[int, int]:

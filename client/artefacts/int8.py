@@ -22,22 +22,17 @@ from common.errors import UnsupportedModel
 from common.task_data import LabelledImages
 
 CALIBRATION_IMAGES = 256
-"""At most so many training images, as many of each class as of the others, tell the ranges of activations."""
+"""At most so many training images, of all classes alike, tell the ranges of activations."""
 CALIBRATION_BATCH = 8
+HISTOGRAM_BATCHES = 12
+"""So many suffice for methods that count how often every value is, which takes long."""
 LARGEST_DISAGREEMENT = 0.01
 """Share of training images that int8 may take for another class than float32 does, before other settings
 are tried: it cannot lose more than this there."""
-QUANTISED = (
-    "Conv",
-    "MatMul",
-    "Gemm",
-    "Add",
-    "Mul",
-    "AveragePool",
-    "GlobalAveragePool",
-    "ReduceMean",
-    "Relu",
-)
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+"""Layers with weights: all that is quantised of a transformer, whose sums are too unlike each other."""
+CONVOLUTIONAL = (*PRODUCTS, "Add", "Mul", "Relu", "AveragePool", "GlobalAveragePool", "ReduceMean")
+"""What is quantised of other networks, so that images stay int8 from one convolution to the next."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ SETTINGS = (
     Setting("MinMax", float_ends=True),
     Setting("Percentile", float_ends=True),
 )
-"""The better known settings, those that are tried first before the others."""
+"""The better known settings, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -153,20 +148,25 @@ def _quantise(graph: bytes, batches: list[np.ndarray], setting: Setting) -> byte
         whole.write_bytes(graph)
         quant_pre_process(whole, prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
+        attends = any(node.op_type == "Softmax" for node in model.graph.node)
         quantize_static(
             prepared,
             result,
-            _reader(batches),
+            _reader(batches if setting.method == "MinMax" else batches[:HISTOGRAM_BATCHES]),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTISED),
+            op_types_to_quantize=list(PRODUCTS if attends else CONVOLUTIONAL),
             per_channel=True,
             reduce_range=not counts_in_32_bits(),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_ends(model) if setting.float_ends else None,
             calibrate_method=CalibrationMethod[setting.method],
-            # One batch at a time: else every activation of every image is in memory at once.
-            extra_options={"CalibStridedMinMax": 1},
+            extra_options={
+                # One batch at a time: else every activation of every image is in memory at once.
+                "CalibStridedMinMax": 1,
+                # Products of activations, as in attention, are no faster in int8.
+                "MatMulConstBOnly": True,
+            },
         )
         final = onnx.load(result)
     del final.metadata_props[:]

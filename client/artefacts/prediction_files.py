@@ -75,7 +75,7 @@ def table_sink(write: Write, top: int, widest_image: int, classes: Sequence[str]
 
 @contextmanager
 def file_sink(path: Path, top: int) -> Iterator[Sink]:
-    """A file of predictions, by its suffix; there whole, once this is left without an error, or not at all.
+    """A file of predictions, as its suffix says: there whole once this is left without an error.
 
     InputError for another suffix, or where it cannot be written.
     """

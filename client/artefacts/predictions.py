@@ -46,9 +46,9 @@ def predictions(
     batch: int = 1,
     done: Callable[[int], object] = lambda count: None,
 ) -> Iterator[Prediction]:
-    """The `top` likeliest classes of every image that can be read, in their order; the rest in `failures`.
+    """The `top` likeliest classes of each image that can be read, in order; `failures` has the rest.
 
-    One batch of images is in memory at a time. `done` is told of so many more that are classified or failed.
+    One batch of images is in memory at a time; `done` is told how many more are classified or failed.
     """
     top = min(top, len(runnable.classes))
     remaining = iter(images)

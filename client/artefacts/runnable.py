@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from client.artefacts.card import Card, card_path, read_card
+from client.artefacts.card import Card, card_path, digest_of, read_card
 from client.artefacts.kinds import suffix_of
 from client.artefacts.transform import Transform
 from common.errors import InputError, WeightsError
-from common.files import read_whole, reading
+from common.files import read_whole
 
 GIVE = "give what `maskvote-client export` wrote"
 
@@ -49,9 +48,7 @@ def open_artefact(path: Path, threads: int = 0) -> Runnable:
     """
     path = Path(path)
     opened = OPENING[suffix_of(path)]
-    with reading(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    runnable = opened(path, read_card(path, digest), threads)
+    runnable = opened(path, read_card(path, digest_of(path)), threads)
     blank = np.zeros((1, runnable.transform.channels, *runnable.transform.size), np.uint8)
     try:
         found = runnable.probabilities(blank).shape
@@ -118,7 +115,7 @@ def _open_safetensors(path: Path, card: Card | None, threads: int) -> Runnable:
 def _open_program(path: Path, card: Card | None, threads: int) -> Runnable:
     if card is None:
         raise InputError(
-            f"{path} has no card {card_path(path).name} beside it, which names its classes; copy both files"
+            f"{path} has no card {card_path(path).name} beside it, which names its classes; copy both"
         )
     program = importlib.import_module("client.artefacts.executorch_program")
     words = {

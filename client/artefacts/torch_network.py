@@ -13,7 +13,7 @@ from client.export import SavedNetwork, load_network
 
 
 def opened(path: Path, threads: int) -> SavedNetwork:
-    """The network in a file, run with so many threads (0: torch's own number). Errors as `load_network`."""
+    """The network in a file, run with so many threads (0: torch's own number). Errors: `load_network`."""
     if threads:
         torch.set_num_threads(threads)
     return load_network(path)

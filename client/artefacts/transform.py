@@ -89,7 +89,9 @@ class Transform:
 
     def normalised(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (N, C, H, W) as the network takes them: float32, normalised."""
-        mean, std = (np.float32(values).reshape(-1, 1, 1) * 255 for values in (self.mean, self.std))
+        mean, std = (
+            np.array(values, dtype=np.float32).reshape(-1, 1, 1) * 255 for values in (self.mean, self.std)
+        )
         return (pixels.astype(np.float32) - mean) / std
 
     def read(self, path: Path) -> np.ndarray:
