@@ -76,7 +76,7 @@ def program_logits(data: bytes) -> Logits:
 
 @contextmanager
 def _terminal_aside() -> Iterator[None]:
-    """ExecuTorch's kernels write on stderr what they find out of the processor when they are first used."""
+    """ExecuTorch's kernels tell on stderr what they find out of the processor when first used."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

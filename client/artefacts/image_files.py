@@ -28,7 +28,7 @@ def image_files(places: Sequence[Path]) -> Iterator[Path]:
 
 
 def _below(folder: Path, within: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Images in a folder, then those of its folders. Links are followed, but not back to where they lie."""
+    """Images in a folder, then those of its folders. Links are followed, but not back upwards."""
     own = os.path.realpath(folder)
     if own in within:
         return
