@@ -1,4 +1,4 @@
-"""Artefacts: int8 is calibrated on training images alone, and cards tell what is true of their artefact."""
+"""int8 is calibrated on training images alone, and a card tells what is true of its artefact."""
 
 import json
 import sys
