@@ -105,7 +105,6 @@ def _replace(new: Path, path: Path, card: Card) -> None:
     _write_card(path, {**card, REPLACES: _replaced(path)})
     try:
         os.replace(new, path)
-        sync_directory(path.parent)
     except OSError as error:
         if old is None:
             beside.unlink(missing_ok=True)
@@ -114,6 +113,8 @@ def _replace(new: Path, path: Path, card: Card) -> None:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); write elsewhere"
         ) from error
+    with suppress(OSError):  # it is replaced, and a card that fits is there
+        sync_directory(path.parent)
     _write_card(path, card)
 
 

@@ -52,11 +52,11 @@ def share_right(file: Path, judges: Judges) -> float:
 
 
 @pytest.mark.parametrize(("model", "arguments"), NETWORKS.values(), ids=NETWORKS.keys())
-def test_int8_is_smaller_int8_indeed_and_its_card_tells_what_it_does(mine, tmp_path, model, arguments):
+def test_int8_holds_int8_and_its_card_tells_what_it_does(mine, tmp_path, one_setting, model, arguments):
     saved = cut_network(model, **arguments)
     judges = judges_of(mine, saved)
     card = quiet_export("onnx-int8", tmp_path / "int8.onnx", saved, judges)
-    whole = quiet_export("onnx", tmp_path / "whole.onnx", saved, judges)
+    whole = quiet_export("safetensors", tmp_path / "whole.safetensors", saved, judges)
     graph = onnx.load(tmp_path / "int8.onnx")
     weights = {i.name: i.data_type for i in graph.graph.initializer if i.name.endswith("_quantized")}
     layers = [node for node in graph.graph.node if node.op_type in int8.PRODUCTS]
@@ -66,7 +66,9 @@ def test_int8_is_smaller_int8_indeed_and_its_card_tells_what_it_does(mine, tmp_p
     assert card["accuracy"]["images"] == whole["accuracy"]["images"] == 40
     assert card["accuracy"]["share_right"] == pytest.approx(share_right(tmp_path / "int8.onnx", judges))
     assert card["accuracy"]["share_right_float32"] == whole["accuracy"]["share_right"]
-    assert whole["accuracy"]["share_right"] == pytest.approx(share_right(tmp_path / "whole.onnx", judges))
+    assert whole["accuracy"]["share_right"] == pytest.approx(
+        share_right(tmp_path / "whole.safetensors", judges)
+    )
     how = card["quantisation"]
     assert (how["calibration_images"], how["weights"][:4]) == (32, "int8")
     assert how["calibration_agreement"] > 0.5
@@ -76,6 +78,18 @@ def test_int8_is_smaller_int8_indeed_and_its_card_tells_what_it_does(mine, tmp_p
 @pytest.fixture(scope="module")
 def tiny() -> SavedNetwork:
     return cut_network("vit_tiny_patch16_224", embed_dim=24, depth=1, num_heads=3)
+
+
+@pytest.fixture(scope="module")
+def graph(tiny) -> bytes:
+    """The ONNX file of `tiny`."""
+    return checked_graph(tiny).data
+
+
+@pytest.fixture
+def one_setting(monkeypatch) -> None:
+    """Random networks agree with nobody: no further setting is tried."""
+    monkeypatch.setattr(int8, "SETTINGS", int8.SETTINGS[:1])
 
 
 class Forbidden:
@@ -90,7 +104,9 @@ class Forbidden:
         raise AssertionError("evaluation images were looked at")
 
 
-def test_calibration_looks_at_no_evaluation_image_and_at_few_training_images(mine, tiny, monkeypatch):
+def test_calibration_looks_at_no_evaluation_image_and_at_few_training_images(
+    mine, tiny, graph, one_setting, monkeypatch
+):
     task = load_folder(mine, tiny.backbone)
     object.__setattr__(task, "evaluation", Forbidden())
     seen: list[int] = []
@@ -103,7 +119,7 @@ def test_calibration_looks_at_no_evaluation_image_and_at_few_training_images(min
             return task.train.batch(indices)
 
     monkeypatch.setattr(int8, "CALIBRATION_IMAGES", 12)
-    found = quantised(checked_graph(tiny).data, Watched(), lambda setting: None)
+    found = quantised(graph, Watched(), lambda setting: None)
     assert found.images == len(seen) == len(set(seen)) == 12
     assert torch.bincount(task.train.labels[seen]).tolist() == [3, 3, 3, 3]
 
@@ -117,12 +133,11 @@ def test_images_are_drawn_over_the_classes_in_turn_and_always_the_same():
     assert len(drawn_images(labels, 1000)) == 113
 
 
-def test_where_it_disagrees_every_setting_is_tried_and_the_best_is_taken(mine, tiny, monkeypatch):
+def test_where_it_disagrees_every_setting_is_tried_and_the_best_is_taken(mine, tiny, graph, monkeypatch):
     """By the agreement on training images, which is worked out here once more."""
     monkeypatch.setattr(int8, "LARGEST_DISAGREEMENT", -1.0)
     tried: list[str] = []
     images = load_folder(mine, tiny.backbone).train
-    graph = checked_graph(tiny).data
     found = quantised(graph, images, tried.append)
     assert tried == [setting.described for setting in int8.SETTINGS]
     assert found.tried == len(tried)
@@ -133,14 +148,14 @@ def test_where_it_disagrees_every_setting_is_tried_and_the_best_is_taken(mine, t
     assert found.agreement == pytest.approx(float((first == second).mean()))
 
 
-def test_a_processor_that_adds_up_in_16_bits_gets_weights_of_7(mine, tiny, monkeypatch):
+def test_a_processor_that_adds_up_in_16_bits_gets_weights_of_7(
+    mine, tiny, graph, one_setting, monkeypatch
+):
     assert counts_in_32_bits() in (True, False)
     monkeypatch.setattr(int8, "counts_in_32_bits", lambda: False)
-    found = quantised(checked_graph(tiny).data, load_folder(mine, tiny.backbone).train, lambda s: None)
-    graph = onnx.load_from_string(found.data).graph
-    weights = [
-        onnx.numpy_helper.to_array(i) for i in graph.initializer if i.data_type == onnx.TensorProto.INT8
-    ]
+    found = quantised(graph, load_folder(mine, tiny.backbone).train, lambda s: None)
+    tensors = onnx.load_from_string(found.data).graph.initializer
+    weights = [onnx.numpy_helper.to_array(i) for i in tensors if i.data_type == onnx.TensorProto.INT8]
     assert found.reduced_range
     assert max(np.abs(w.astype(int)).max() for w in weights if w.size > 10) <= 64
 
@@ -160,7 +175,7 @@ def test_the_card_tells_what_the_network_is(tiny, tmp_path):
     assert card["latency"]["runtime"].startswith("onnxruntime ")
     assert "accuracy" not in card
     assert {"maskvote", "torch", "onnxruntime"} <= set(card["written_by"])
-    assert quiet_export("onnx", tmp_path / "my.onnx", tiny)["mask"] is None
+    assert quiet_export("safetensors", tmp_path / "my.safetensors", tiny)["mask"] is None
 
 
 def test_flops_are_two_for_every_multiplication():
@@ -187,7 +202,7 @@ def network(tmp_path, tiny) -> Path:
     return tmp_path / "network"
 
 
-def test_what_int8_loses_is_told_in_a_sentence(client, network, mine, tmp_path):
+def test_what_int8_loses_is_told_in_a_sentence(client, network, mine, tmp_path, one_setting):
     words = ("--network", network, "--format", "onnx-int8", "--out", tmp_path / "my.onnx")
     status, out, err = client("export", *words, "--data", mine)
     assert (status, err) == (0, "")
