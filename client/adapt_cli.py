@@ -138,7 +138,8 @@ def _by_files(
     message = encode_contribution(contribution)
     seal(out, message)
     if network_file is not None:
-        save_network(network_file, adapted.network, offer.backbone, task.classes)
+        mask = adapted.pruned.mask.digest
+        save_network(network_file, adapted.network, offer.backbone, task.classes, mask)
     adaptation = Adaptation.of(assignment, adapted, contribution)
     facts = facts_of(
         adaptation,

@@ -49,6 +49,8 @@ IMAGES = (
 class SavedNetwork:
     """A task's own network in evaluation mode, what it was cut from, and its classes as its logits go.
 
+    `mask` is the digest of the mask that cut it, empty where that is not known.
+
     Raises TaskDataError for class names that a file cannot hold: empty, of several lines, no text,
     or twice the same.
     """
@@ -56,6 +58,7 @@ class SavedNetwork:
     network: nn.Module
     backbone: Backbone
     classes: tuple[str, ...]
+    mask: str = ""
 
     def __post_init__(self) -> None:
         check_class_names(self.classes)
@@ -63,17 +66,25 @@ class SavedNetwork:
     @property
     def header(self) -> dict[str, str]:
         """What both formats say of the network, beside its tensors."""
-        return {"backbone": self.backbone.to_json(), "classes": "\n".join(self.classes)}
+        words = {"backbone": self.backbone.to_json(), "classes": "\n".join(self.classes)}
+        return {**words, "mask": self.mask} if self.mask else words
+
+    def to_bytes(self) -> Data:
+        """The network as a safetensors file."""
+        return write_tensors(self.network.state_dict(), self.header)
 
 
-def save_network(path: Path, network: nn.Module, backbone: Backbone, classes: Sequence[str]) -> None:
+def save_network(
+    path: Path, network: nn.Module, backbone: Backbone, classes: Sequence[str], mask: str = ""
+) -> None:
     """Write a network as safetensors, with its backbone's description and class names in the header.
+
+    There the digest of its `mask` stands too, if it is given.
 
     `load_network` makes the network of it again. TaskDataError for class names as of SavedNetwork,
     InputError where it cannot be written; the file is there whole or not at all.
     """
-    header = SavedNetwork(network, backbone, tuple(classes)).header
-    write_whole(path, write_tensors(network.state_dict(), header))
+    write_whole(path, SavedNetwork(network, backbone, tuple(classes), mask).to_bytes())
 
 
 def load_network(path: Path) -> SavedNetwork:
@@ -111,11 +122,19 @@ def _decoded(data: Data) -> SavedNetwork:
     except InputError:
         raise
     except Exception as error:  # of any kind: timm's networks are not ours
-        raise WeightsError(f"its tensors do not fit each other: {_first_line(error)}") from error
+        raise WeightsError(f"its tensors do not fit each other: {first_line(error)}") from error
     classes = tuple(header["classes"].split("\n"))
     if logits != len(classes):
         raise WeightsError(f"it tells {logits} classes apart, and names {len(classes)}")
-    return SavedNetwork(network, backbone, classes)
+    return SavedNetwork(network, backbone, classes, header.get("mask", ""))
+
+
+@dataclass(frozen=True)
+class CheckedGraph:
+    """The bytes of an ONNX file, and how far its logits are from torch's, as of ExportedGraph."""
+
+    data: bytes
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -131,16 +150,25 @@ class ExportedGraph:
 
 
 def export_onnx(path: Path, saved: SavedNetwork) -> ExportedGraph:
-    """Write the network as one ONNX file, once onnxruntime gives the logits that torch gives.
+    """Write the network as one ONNX file, as of `checked_graph`; it is there whole or not at all.
+
+    InputError where the file cannot be written, else the errors of `checked_graph`.
+    """
+    graph = checked_graph(saved)
+    write_whole(path, graph.data)
+    return ExportedGraph(len(graph.data), graph.difference)
+
+
+def checked_graph(saved: SavedNetwork) -> CheckedGraph:
+    """The network as an ONNX file for which onnxruntime gives the logits that torch gives.
 
     Its input is `images`, float32 (N, C, H, W) of any N, normalised like those of the network; its
     output `logits`, float32 (N, K). Its metadata say so, with `backbone` and `classes` as in the
     safetensors header, `mean`, `std` and `interpolation`. Random images are classified by both, in
     batches of CHECKED_BATCHES, and must agree to TOLERANCE.
 
-    InputError where a package is missing, the network is too large for one file, or the file
-    cannot be written; UnsupportedModel where the exporter fails or the logits differ. The file is
-    there whole or not at all.
+    InputError where a package is missing or the network is too large for one file; UnsupportedModel
+    where the exporter fails or the logits differ.
     """
     _import_onnx_packages()
     tensors = saved.network.state_dict().values()
@@ -151,21 +179,20 @@ def export_onnx(path: Path, saved: SavedNetwork) -> ExportedGraph:
             "export it as safetensors"
         )
     try:
-        with _quiet():
+        with quiet():
             data = _graph(saved)
             difference = _difference(data, saved)
     except Exception as error:  # of any kind: the exporter is not ours
         raise UnsupportedModel(
             f"{saved.backbone.model} cannot be written as ONNX by torch {torch.__version__}: "
-            f"{_first_line(error)}; export it as safetensors"
+            f"{first_line(error)}; export it as safetensors"
         ) from error
     if not difference <= TOLERANCE:
         raise UnsupportedModel(
             f"onnxruntime's logits of {saved.backbone.model} differ from torch's by {difference:.1e} of "
             f"the largest, {TOLERANCE:.0e} is allowed; nothing was written, export it as safetensors"
         )
-    write_whole(path, data)
-    return ExportedGraph(len(data), difference)
+    return CheckedGraph(data, difference)
 
 
 def _import_onnx_packages() -> None:
@@ -257,7 +284,7 @@ def _attention_written_out(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What the exporter tells of its own steps, and whole graphs where it fails, is of no use here."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -268,7 +295,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What an error began with, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__

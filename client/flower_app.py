@@ -162,7 +162,8 @@ def _adapt_to_task(content: RecordDict, device: _Device) -> RecordDict:
         evaluate_at=settings.evaluate_at,
     )
     if device.node.network_path is not None:
-        save_network(device.node.network_path, adapted.network, offer.backbone, task.classes)
+        mask = adapted.pruned.mask.digest
+        save_network(device.node.network_path, adapted.network, offer.backbone, task.classes, mask)
     device.forget()
     measured = Measured(
         adapted.accuracies,

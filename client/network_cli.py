@@ -9,7 +9,11 @@ import click
 import torch
 from torch import Tensor, nn
 
-from client.export import TOLERANCE, SavedNetwork, export_onnx, load_network, save_network
+from client.artefacts.card import card_path
+from client.artefacts.card_words import sentences_of
+from client.artefacts.exporting import Judges, export_artefact
+from client.artefacts.kinds import SUFFIXES, check_suffix
+from client.export import SavedNetwork, load_network
 from client.task_options import JSON, PATH
 from common.command_line import progress, show, show_json
 from common.errors import MismatchError
@@ -109,35 +113,41 @@ def classified(network: nn.Module, images: LabelledImages, done: Callable[[int],
     "--format",
     "kind",
     required=True,
-    type=click.Choice(["onnx", "safetensors"]),
-    help="onnx runs without torch; safetensors is every tensor by name.",
+    type=click.Choice(list(SUFFIXES)),
+    help="onnx and onnx-int8 run without torch; safetensors is every tensor by name.",
 )
 @click.option("--out", required=True, type=PATH, help="Write the network to this file.")
+@click.option(
+    "--data",
+    type=PATH,
+    help="Directory with train/CLASS/*.png|jpg (and val/), as for adapt: measures the accuracy; "
+    "onnx-int8 needs it.",
+)
 @JSON
-def export(network_file: Path, kind: str, out: Path, as_json: bool) -> None:
-    """Write a kept network as a file for other programs.
+def export(network_file: Path, kind: str, out: Path, data: Path | None, as_json: bool) -> None:
+    """Write a kept network as a file for other programs, with a card in JSON beside it.
 
     An ONNX file takes `images`, float32 (N, C, H, W), and gives `logits`, float32 (N, K). Images are
-    normalised before: (pixel / 255 - mean) / std. Mean, std, interpolation, the class names and the
-    backbone stand in its metadata. It is written only if onnxruntime gives the logits that torch
-    gives, and needs: pip install "maskvote[onnx]".
+    normalised before: (pixel / 255 - mean) / std. It is written only if onnxruntime gives the logits
+    that torch gives, and needs: pip install "maskvote[onnx]". onnx-int8 is smaller and mostly faster;
+    images of train/ calibrate it, those of val/ judge it. executorch needs: pip install
+    "maskvote[executorch]". The card says what the network is, and what was measured of it here.
 
-    Example: maskvote-client export --network my.safetensors --format onnx --out my.onnx
+    Example: maskvote-client export --network my.safetensors --format onnx --out my.onnx --data mine
     """
+    check_suffix(out, kind)
     saved = load_network(network_file)
-    facts: dict[str, object] = {"format": kind, "written": str(out), "classes": len(saved.classes)}
-    if kind == "onnx":
-        graph = export_onnx(out, saved)
-        facts |= {"bytes": graph.bytes_written, "opset": graph.opset, "difference": graph.difference}
-        told = (
-            f"opset {graph.opset}; onnxruntime's logits differ from torch's by at most "
-            f"{graph.difference:.1e} of the largest ({TOLERANCE:.0e} is allowed)"
+    judges = None
+    if data is not None:
+        task = load_folder(data, saved.backbone)
+        judges = Judges(task, tuple(_logits_of(task, saved, data, network_file)))
+    with progress() as bars:
+        bar = bars.add_task("Reading", total=None)
+        card = export_artefact(
+            kind, out, saved, judges, lambda doing: bars.update(bar, description=doing)
         )
-    else:
-        save_network(out, saved.network, saved.backbone, saved.classes)
-        facts["bytes"] = out.stat().st_size
-        told = "every tensor by name"
     if as_json:
-        show_json(facts)
+        show_json({"written": str(out), "card": str(card_path(out)), **card})
         return
-    click.echo(f"{out}: {facts['bytes']:,} bytes, {len(saved.classes)} classes; {told}.")
+    for sentence in sentences_of(out, card):
+        click.echo(sentence)

@@ -208,7 +208,9 @@ class State:
         assert adaptation.adapted is not None
         assert self.offer is not None
         classes = self._json(SETTINGS, lambda text: tuple(text["classes"])) or ()
-        save_network(self.network, adaptation.adapted.network, self.offer.backbone, classes)
+        adapted = adaptation.adapted
+        mask = adapted.pruned.mask.digest
+        save_network(self.network, adapted.network, self.offer.backbone, classes, mask)
         self.network.chmod(0o600)
         self._write_json(
             MEASURED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,6 +107,11 @@ class Mask(Mapping[str, np.ndarray]):
 
     def __hash__(self) -> int:
         return hash((self.structure.digest, self.pack()))
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the structure and the units kept: the same for equal masks."""
+        return hashlib.sha256(bytes.fromhex(self.structure.digest) + self.pack()).hexdigest()
 
     @cached_property
     def counts(self) -> tuple[int, ...]:

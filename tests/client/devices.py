@@ -23,7 +23,7 @@ def remote(port: int, downloads: Path, **changes):
 
 # What these import is what `maskvote-client` does, and nothing else.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["client.cli"])
+processes.set_forkserver_preload(["client.cli", "client.adapt_cli"])
 
 
 def client_process(words: list[str], output: Path, largest_file: int | None = None):

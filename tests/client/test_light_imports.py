@@ -31,8 +31,11 @@ HEAVY = frozenset(
 )
 FLOWERS_OWN = frozenset({"flwr.server", "flwr.serverapp"})
 """Packages that `import flwr` brings by itself, whatever of it is used: flwr/__init__.py names them."""
+CLIENT = Path(client.__file__).parent
 MODULES = sorted(
-    f"client.{path.stem}" for path in Path(client.__file__).parent.glob("*.py") if path.stem[0] != "_"
+    ".".join(["client", *path.relative_to(CLIENT).with_suffix("").parts])
+    for path in CLIENT.rglob("*.py")
+    if path.stem[0] != "_"
 )
 COMMAND_LINE = [module for module in MODULES if module != "client.flower_app"]
 
@@ -58,10 +61,24 @@ def within(modules: set[str], packages: frozenset[str]) -> set[str]:
 
 
 def test_the_command_line_imports_nothing_heavy_and_no_flower():
-    assert "client.network_cli" in COMMAND_LINE
+    assert {"client.network_cli", "client.artefacts.int8"} <= set(COMMAND_LINE)
     found = imported_by(*COMMAND_LINE)
     assert set(COMMAND_LINE) <= found
     assert within(found, OURS | HEAVY | {"flwr"}) == set()
+
+
+TORCH = frozenset({"torch", "torchvision", "timm", "safetensors", "grpc", "google", "cryptography"})
+WITHOUT_TORCH = [
+    "client.cli",
+    "client.predict_cli",
+    *(f"client.artefacts.{name}" for name in ("transform", "card", "kinds", "runnable")),
+    *(f"client.artefacts.{name}" for name in ("image_files", "predictions", "prediction_files")),
+]
+
+
+def test_what_predicts_imports_no_torch():
+    assert set(WITHOUT_TORCH) <= set(MODULES)
+    assert within(imported_by(*WITHOUT_TORCH), OURS | HEAVY | TORCH | {"flwr"}) == set()
 
 
 def test_flowers_client_app_imports_nothing_heavy_but_what_flower_itself_does():

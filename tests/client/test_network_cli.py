@@ -174,19 +174,17 @@ def test_the_onnx_file_is_what_is_told_of_it(call, place, tmp_path):
     status, told, err = call(*words, "--json")
     assert (status, err) == (0, "")
     facts = json.loads(told)
-    assert 0 <= facts.pop("difference") <= TOLERANCE
-    assert facts == {
-        "format": "onnx",
-        "written": str(out),
-        "classes": 4,
-        "bytes": out.stat().st_size,
-        "opset": OPSET,
-    }
-    assert onnx.load(out).opset_import[0].version == OPSET
-    assert list(tmp_path.iterdir()) == [out]
+    assert 0 <= facts["difference"] <= TOLERANCE
+    card = tmp_path / "network.onnx.json"
+    assert (facts.pop("written"), facts.pop("card")) == (str(out), str(card))
+    assert json.loads(card.read_text()) == facts
+    assert (facts["kind"], facts["bytes"]) == ("onnx", out.stat().st_size)
+    assert onnx.load(out).opset_import[0].version == facts["opset"] == OPSET
+    assert sorted(tmp_path.iterdir()) == [out, card]
     status, told, err = call(*words)
     assert (status, err) == (0, "")
-    assert told.startswith(f"{out}: {out.stat().st_size:,} bytes, 4 classes; opset {OPSET}; ")
+    assert told.startswith(f"{out}: {out.stat().st_size:,} bytes, 4 classes, ")
+    assert f"is allowed); opset {OPSET}." in told
 
 
 def test_the_safetensors_file_is_the_network_again(call, place, tmp_path):
@@ -194,10 +192,8 @@ def test_the_safetensors_file_is_the_network_again(call, place, tmp_path):
     words = ("export", "--network", place / "network", "--format", "safetensors", "--out", out)
     status, told, err = call(*words, "--json")
     assert (status, err) == (0, "")
-    size = out.stat().st_size
-    assert json.loads(told) == {
-        "format": "safetensors", "written": str(out), "classes": 4, "bytes": size,
-    }  # fmt: skip
+    facts = json.loads(told)
+    assert (facts["kind"], facts["bytes"]) == ("safetensors", out.stat().st_size)
     assert out.read_bytes() == (place / "network").read_bytes()
     assert load_network(out).classes == CLASSES
 
@@ -209,7 +205,7 @@ def test_a_damaged_network_is_one_sentence_and_nothing_is_written(call, place, t
     damaged.write_bytes((place / "network").read_bytes()[:-1])
     rest = {
         "evaluate": ("--data", place / "mine"),
-        "export": ("--format", kind, "--out", tmp_path / "out"),
+        "export": ("--format", kind, "--out", tmp_path / f"out.{kind}"),
     }
     status, out, err = call(command, "--network", damaged, *rest[command])
     assert (status, out) == (2, "")
@@ -218,7 +214,7 @@ def test_a_damaged_network_is_one_sentence_and_nothing_is_written(call, place, t
 
 
 def test_a_place_that_cannot_be_written_to_is_told(call, place, tmp_path):
-    out = tmp_path / "nowhere" / "out"
+    out = tmp_path / "nowhere" / "out.safetensors"
     words = ("export", "--network", place / "network", "--format", "safetensors", "--out", out)
     status, _, err = call(*words)
     assert status == 2
@@ -226,7 +222,7 @@ def test_a_place_that_cannot_be_written_to_is_told(call, place, tmp_path):
 
 
 def test_the_help_of_each_command_has_an_example(call):
-    for command in ("evaluate", "export"):
+    for command in ("evaluate", "export", "predict"):
         status, out, _ = call(command, "--help")
         assert status == 0
         assert f"Example: maskvote-client {command} --network" in " ".join(out.split())

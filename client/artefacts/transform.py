@@ -1,0 +1,135 @@
+"""Transform: an image file's pixels as a network takes them, by numpy and Pillow alone.
+
+Bit for bit what `common.task_data.pixel_transform` and the normalisation there give: torchvision resizes
+Pillow's images with Pillow too, so that only its sizes and offsets have to be the same.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from common.errors import InputError, TaskDataError
+
+COLOURS = {1: "L", 3: "RGB"}
+"""Channels of a network's input -> the mode in which Pillow has them."""
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+"""By the names that timm has for them."""
+LARGEST_PIXELS = 2 * 89_478_485
+"""Beyond these Pillow opens no image; neither is one resized to more."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What makes an image a network's input: grey or colour, resized, cropped, normalised.
+
+    `size` is (H, W): the image is resized until it is filled, and cropped to the centre. `mean` and
+    `std` (C,) normalise pixels in [0, 1]. InputError for channels, sizes or names that none has.
+    """
+
+    size: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.size) != 2 or not all(type(side) is int and 0 < side < 2**15 for side in self.size):
+            problems.append(f"images are {self.size}, not (height, width)")
+        if self.interpolation not in INTERPOLATIONS:
+            problems.append(f"{self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+        if len(self.mean) not in COLOURS or len(self.std) != len(self.mean):
+            problems.append(f"{len(self.mean)} means and {len(self.std)} deviations; images have 1 or 3")
+        elif not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            problems.append(f"mean {self.mean} and std {self.std} do not normalise")
+        if problems:
+            raise InputError(f"images cannot be prepared: {'; '.join(problems)}")
+
+    @classmethod
+    def of_backbone(cls, description: Mapping[str, Any]) -> Transform:
+        """The transform of a backbone's description. InputError where it describes none."""
+        try:
+            channels, height, width = description["input_size"]
+            mean, std = (tuple(map(float, description[word])) for word in ("mean", "std"))
+            interpolation = description["interpolation"]
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the backbone's description lacks how images are prepared: {error}"
+            ) from error
+        if channels != len(mean):
+            raise InputError(f"images have {channels} channels and {len(mean)} means")
+        return cls((height, width), interpolation, mean, std)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input: 1 or 3."""
+        return len(self.mean)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The pixels of an image, uint8 (C, H, W)."""
+        mode = COLOURS[self.channels]
+        image = image if image.mode == mode else image.convert(mode)
+        cropped = _cropped(self._resized(image), self.size)
+        array = np.asarray(cropped, dtype=np.uint8).reshape(*self.size, self.channels)
+        return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 (N, C, H, W) as the network takes them: float32, normalised."""
+        mean, std = (
+            np.array(values, dtype=np.float32).reshape(-1, 1, 1) * 255 for values in (self.mean, self.std)
+        )
+        return (pixels.astype(np.float32) - mean) / std
+
+    def read(self, path: Path) -> np.ndarray:
+        """The pixels of an image file. TaskDataError naming it where it is no readable image."""
+        try:
+            with warnings.catch_warnings():
+                # Pillow warns from half the size on that it refuses.
+                warnings.simplefilter("ignore")
+                with Image.open(path) as image:
+                    return self.pixels(image)
+        except Exception as error:  # of any kind: the decoders are not ours
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise TaskDataError(
+                f"{path} cannot be read as an image ({said}); repair or remove the file"
+            ) from error
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        high, wide = self.size
+        if high == wide:
+            # torchvision rounds the longer side down, timm, for other shapes, to the nearest.
+            short = min(width, height)
+            new = (
+                (wide, int(wide * height / short))
+                if width <= height
+                else (int(wide * width / short), wide)
+            )
+        else:
+            ratio = min(height / high, width / wide)
+            new = (round(width / ratio), round(height / ratio))
+        if new[0] * new[1] > LARGEST_PIXELS:
+            raise ValueError(f"{width:,} x {height:,} pixels would be resized to {new[0]:,} x {new[1]:,}")
+        return image if new == image.size else image.resize(new, INTERPOLATIONS[self.interpolation])
+
+
+def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The centre of an image that is at least of this size."""
+    width, height = image.size
+    high, wide = size
+    top, left = round((height - high) / 2.0), round((width - wide) / 2.0)
+    return image.crop((left, top, left + wide, top + high))

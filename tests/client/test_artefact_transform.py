@@ -1,0 +1,149 @@
+"""Images are prepared without torch, bit for bit as torch's own way prepares them."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from client.artefacts.image_files import SUFFIXES
+from client.artefacts.transform import INTERPOLATIONS, LARGEST_PIXELS, Transform
+from common.backbone import Backbone
+from common.errors import InputError, TaskDataError
+from common.task_data import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
+
+SIZES = [(64, 64), (37, 90), (90, 37), (21, 20), (500, 33), (7, 5), (64, 65), (33, 64)]
+"""Width and height: larger and smaller than the input, of all proportions."""
+INPUTS = [(3, 64, 64), (1, 32, 32), (3, 48, 64), (3, 65, 33)]
+
+
+def backbone(size: tuple[int, int, int], interpolation: str = "bicubic") -> Backbone:
+    channels = size[0]
+    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    return Backbone("test_resnet", 4, size, mean, std, interpolation, "fc")
+
+
+def transform_of(described: Backbone) -> Transform:
+    return Transform.of_backbone(vars(described))
+
+
+def drawn(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    lot = np.random.default_rng(sum(size))
+    image = Image.fromarray(lot.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(lot.integers(0, 256, (size[1], size[0]), dtype=np.uint8)))
+    return image if mode in ("RGB", "RGBA") else image.convert(mode)
+
+
+def same_pixels(described: Backbone, path) -> None:
+    expected = read_pixels(path, pixel_transform(described)).numpy()
+    found = transform_of(described).read(path)
+    assert found.dtype == np.uint8
+    assert found.shape == described.input_size
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_every_interpolation_gives_the_same_pixels_at_every_proportion(tmp_path, size, interpolation):
+    drawn(size).save(tmp_path / "image.png")
+    for given in INPUTS:
+        same_pixels(backbone(given, interpolation), tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "I;16", "CMYK"])
+@pytest.mark.parametrize("given", INPUTS[:2], ids=["colour", "grey"])
+def test_every_kind_of_colour_gives_the_same_pixels(tmp_path, mode, given):
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    drawn((80, 50), mode).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    same_pixels(backbone(given), path)
+
+
+def test_a_palette_with_a_transparent_colour_gives_the_same_pixels(tmp_path):
+    drawn((80, 50), "P").save(tmp_path / "image.png", transparency=3)
+    same_pixels(backbone((3, 64, 64)), tmp_path / "image.png")
+
+
+def test_a_photograph_that_says_it_lies_on_its_side_is_taken_as_it_lies_in_both(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    drawn((80, 50)).save(tmp_path / "image.jpg", exif=exif)
+    same_pixels(backbone((3, 64, 64)), tmp_path / "image.jpg")
+
+
+@pytest.mark.parametrize("given", INPUTS, ids=str)
+def test_normalised_pixels_are_the_same_numbers(given):
+    described = backbone(given)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *given), dtype=np.uint8)
+    images = PixelImages(torch.from_numpy(pixels), torch.zeros(2), described)
+    expected = images.batch(torch.arange(2)).numpy()
+    found = transform_of(described).normalised(pixels)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected)
+
+
+def test_the_same_files_are_images():
+    assert SUFFIXES == IMAGE_SUFFIXES
+
+
+UNREADABLE = {
+    "text": lambda path: path.write_text("no image"),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("spoil", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_what_is_no_image_is_named_in_a_sentence(tmp_path, spoil):
+    path = tmp_path / "image.png"
+    drawn((80, 50)).save(path)
+    spoil(path)
+    with pytest.raises(TaskDataError, match=r"image\.png cannot be read as an image \(.+\); repair") as e:
+        transform_of(backbone((3, 64, 64))).read(path)
+    assert "\n" not in str(e.value)
+
+
+def enormous(path, width: int, height: int) -> None:
+    """A PNG of one colour by its header alone: a file of some bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
+
+
+def test_an_image_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path):
+    enormous(tmp_path / "bomb.png", 100_000, 100_000)
+    with pytest.raises(TaskDataError, match=r"bomb\.png cannot be read .*decompression bomb"):
+        transform_of(backbone((3, 64, 64))).read(tmp_path / "bomb.png")
+
+
+def test_a_line_that_would_be_resized_to_more_than_memory_is_refused(tmp_path):
+    image = Image.new("RGB", (1, 50_000))
+    image.save(tmp_path / "line.png")
+    assert LARGEST_PIXELS < 64 * 64 * 50_000
+    with pytest.raises(TaskDataError, match="would be resized to 64 x 3,200,000"):
+        transform_of(backbone((3, 64, 64))).read(tmp_path / "line.png")
+
+
+WRONG = {
+    "channels": ({"input_size": (2, 8, 8)}, "2 channels and 3 means"),
+    "size": ({"input_size": (3, 0, 8)}, r"images are \(0, 8\)"),
+    "a size that is no number": ({"input_size": (3, "8", 8)}, "not .height, width"),
+    "interpolation": ({"interpolation": "random"}, "'random' is none of nearest"),
+    "deviation": ({"std": (0, 1, 1)}, "do not normalise"),
+    "means": ({"mean": (float("nan"), 1, 1)}, "do not normalise"),
+    "nothing": ({"mean": None}, "lacks how images are prepared"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), WRONG.values(), ids=WRONG.keys())
+def test_a_description_that_prepares_no_image_is_refused(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        Transform.of_backbone({**vars(backbone((3, 8, 8))), **changes})
