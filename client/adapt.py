@@ -42,7 +42,7 @@ def describe(
     method: Method,
     request_id: str,
     privacy: Privacy | None = None,
-    max_memory: int | None = None,
+    max_memory: float | None = None,
 ) -> TaskDescription:
     """The request that a device sends: its signature and its budget, nothing else of its data.
 

@@ -95,9 +95,7 @@ def adapt_network(
 
     def fitted_to_task(network: nn.Module, generator: torch.Generator) -> Fitted:
         classes = len(task.classes)
-        return fit(
-            network, backbone, task.train, classes, generator, settings.fit_images, limits.batch
-        )
+        return fit(network, backbone, task.train, classes, generator, settings.fit_images, limits.batch)
 
     with clock.of("fit"):
         fitted = fitted_to_task(network, generator)
@@ -125,7 +123,9 @@ def adapt_network(
         del fitted
         give_back()
         if not tunes:
-            pruned = _ranked(network, backbone, mask, task, limits, generator, target if pruning else None)
+            pruned = _ranked(
+                network, backbone, mask, task, limits, generator, target if pruning else None
+            )
         elif prunes:
             assert pruning is not None
             assert target is not None
@@ -160,7 +160,9 @@ def adapt_network(
         kept = limits.end_tuning(pruned.network, fitted_to_task(pruned.network, generator), done)
         give_back()
     with clock.of("evaluate"):
-        accuracies[done] = accuracy(pruned.network, task.evaluation, limits.batch) if kept else accuracies[0]
+        accuracies[done] = (
+            accuracy(pruned.network, task.evaluation, limits.batch) if kept else accuracies[0]
+        )
     return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from common.backbone import Backbone
 from common.deadline import Deadline
 from common.fine_tune import FineTuneSettings
-from common.fitting import BATCH, Fitted, on_device_of
+from common.fitting import BATCH, Fitted, classified, on_device_of
 from common.gradients import add_gradients
 from common.importance import RANKING_BATCHES
 from common.memory_limit import MemoryLimit
 from common.process_memory import MEGABYTE
 from common.task_data import LabelledImages, Task
 
-FIT_BYTES = 20
-"""Of a feature's value while the classifier is fitted: once as float32, twice as float64."""
+FEATURE_BYTES = 4
+"""Of a feature's value, as the network gives it."""
 STEP_PASSES = 4
 """What a step takes at most, in forward passes of its images: backward is two, and some is overhead."""
 RESERVE = 1.2
@@ -51,15 +52,26 @@ class DeviceLimits:
         seconds = settings.max_seconds
         limits = cls(settings, deadline=None if seconds is None else Deadline.after(seconds))
         if settings.max_memory is not None:
-            limits._fit_in_memory(MemoryLimit(settings.max_memory), network, backbone, task.train)
+            limit = MemoryLimit(settings.max_memory)
+            limits._fit_in_memory(limit, network, backbone, task.train, len(task.classes))
         return limits
 
     def _fit_in_memory(
-        self, limit: MemoryLimit, network: nn.Module, backbone: Backbone, images: LabelledImages
+        self,
+        limit: MemoryLimit,
+        network: nn.Module,
+        backbone: Backbone,
+        images: LabelledImages,
+        classes: int,
     ) -> None:
-        width = network.get_submodule(backbone.classifier).weight.shape[1]
-        rows = FIT_BYTES * width * min(len(images), self.settings.fit_images)
-        self.batch = forward_at_once(limit, network, images, "fitting", rows)
+        classifier: Any = network.get_submodule(backbone.classifier)
+        width = classifier.weight.shape[1]
+        rows = min(len(images), self.settings.fit_images)
+
+        def classifier_alone() -> None:
+            classified(torch.randn(rows, width, dtype=torch.float64), images.labels[:rows], classes)
+
+        limit.check(classifier_alone, "fitting the classifier")
         weights = sum(p.numel() * p.element_size() for p in network.parameters())
         copies = 1 + (self.deadline is not None)  # the momentum, and the untuned network
 
@@ -71,11 +83,12 @@ class DeviceLimits:
         most = min(self.settings.micro_batch or whole, whole)
         micro_batch = limit.images_at_once(gradients, most, "tuning", later_bytes=copies * weights)
         network.zero_grad(set_to_none=True)
+        self.batch = forward_at_once(limit, network, images, "fitting", FEATURE_BYTES * rows * width)
         if micro_batch < whole:
             self.settings = replace(self.settings, micro_batch=micro_batch)
         if micro_batch < most:
             self.remarks.append(
-                f"{limit.bytes // MEGABYTE:,} MB are enough for {micro_batch} images at a time of the "
+                f"{limit.bytes / MEGABYTE:,.0f} MB are enough for {micro_batch} images at a time of the "
                 f"{whole} in a batch, so gradients were averaged over parts"
             )
 
@@ -99,8 +112,8 @@ class DeviceLimits:
         if self.deadline.left - self._reserved < steps * self.step_seconds:
             needed = self.deadline.spent + self._reserved + steps * self.step_seconds
             self.remarks.append(
-                f"{self.settings.max_seconds:g} seconds are too short to tune in: the classifier was fitted "
-                f"and no more, which took {self.deadline.spent:.1f}; allow at least {needed:.0f}"
+                f"{self.settings.max_seconds:g} seconds are too short to tune in: the classifier was "
+                f"fitted and no more, which took {self.deadline.spent:.1f}; allow at least {needed:.0f}"
             )
             return False
         self._loss = fitted.loss

@@ -50,9 +50,9 @@ class FineTuneSettings:
     """With bf16 the forward pass computes in half the bits where that is known to do: it pays for whole
     transformers, on CPUs that have bf16, and costs time in sub-networks of convolutions."""
     max_seconds: float | None = None
-    """How long adapting may take: tuning ends early, its learning rate falling in time. None is no limit."""
-    max_memory: int | None = None
-    """Bytes that the process may hold meanwhile; see `memory_limit`. None is no limit."""
+    """How long adapting may take: tuning ends early, its learning rate having fallen; None: any time."""
+    max_memory: float | None = None
+    """Bytes that the process may hold meanwhile; see `memory_limit`; None: any number."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "learning_rate", "clip_norm", "fit_images"):
@@ -170,7 +170,9 @@ def only_tuned(network: nn.Module, backbone: Backbone, tuned: Tuned) -> Iterator
         return
     classifiers = [network.get_submodule(name) for name in backbone.classifiers]
     norms = [module for module in network.modules() if "norm" in type(module).__name__.lower()]
-    head = {parameter for module in (*classifiers, *norms) for parameter in module.parameters(recurse=False)}
+    head = {
+        parameter for module in (*classifiers, *norms) for parameter in module.parameters(recurse=False)
+    }
     others = [p for p in network.parameters() if p.requires_grad and p not in head]
     try:
         for parameter in others:
@@ -179,4 +181,3 @@ def only_tuned(network: nn.Module, backbone: Backbone, tuned: Tuned) -> Iterator
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
-

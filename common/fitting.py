@@ -168,6 +168,15 @@ def fit(
     kept = all_features(network, images, chosen, batch)
     rows = kept.double()
     labels = images.labels[chosen]
+    found, loss, linear, scale = classified(rows, labels, classes)
+    _assign(network, backbone, linear, scale)
+    return Fitted(found, loss, chosen, kept, batch)
+
+
+def classified(
+    rows: Tensor, labels: Tensor, classes: int
+) -> tuple[GaussianClasses, float, tuple[Tensor, Tensor], float]:
+    """Classes of features float64 (N, D); a cross-entropy, the linear classifier, and its scale."""
     found = GaussianClasses.of(rows, labels, classes)
     held = torch.arange(len(rows)) % HELD_OUT == 0
     if len(rows) >= 2 * HELD_OUT * classes:
@@ -178,8 +187,7 @@ def fit(
         loss, shrinkage, scale = best
     else:
         loss, shrinkage, scale = _best_scale(found, 1.0, rows, labels)
-    _assign(network, backbone, found.classifier(shrinkage), scale)
-    return Fitted(found, loss, chosen, kept, batch)
+    return found, loss, found.classifier(shrinkage), scale
 
 
 def start_from_means(

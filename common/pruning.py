@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from common.backbone import Backbone
-from common.errors import InputError
 from common.deadline import Deadline
+from common.errors import InputError
 from common.fine_tune import FineTuneSettings, Tuning, fine_tune, only_tuned
 from common.importance import Taylor, rank
 from common.mask import Mask, Scores

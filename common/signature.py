@@ -155,25 +155,29 @@ class Probe:
         much again. It covers neither how many classes there are, nor the mask and accuracies that are
         given back later. Half precision rounds what is noised already, which costs nothing.
 
-        `batch` images are in memory at a time. `noise` is for simulations alone: without it, the noise comes from the operating system's
-        entropy, and from no seed that anybody knows.
+        `batch` images are in memory at a time. `noise` is for simulations alone: without it, the noise
+        comes from the operating system's entropy, and from no seed that anybody knows.
         """
         if privacy is None:
             sums = ClassSums(classes, len(self.center))
-            for part, rows in features_by_batch(self.network, images, torch.arange(len(images)), batch):
-                sums.add(rows.numpy(), images.labels[part].numpy())
+            everything = torch.arange(len(images))
+            for part, batch_rows in features_by_batch(self.network, images, everything, batch):
+                sums.add(batch_rows.numpy(), images.labels[part].numpy())
             return sums.signature(self.digest)
         rows = all_features(self.network, images, batch=batch).numpy()
         labels = images.labels.numpy()
+        size = self.subnetwork.backbone.input_size
+        whole = batch == BATCH
+        directions = self.directions if whole else principal_directions(self.network, size, batch)
         with np.errstate(invalid="ignore"):  # infinite features, which add nothing to what is released
-            centred = (rows.astype(np.float64) - self.center) @ self.directions.T
+            centred = (rows.astype(np.float64) - self.center) @ directions.T
         noise = noise or np.random.default_rng()
-        return self._private(*noised_sums(centred, labels, classes, privacy, noise))
+        return self._private(directions, *noised_sums(centred, labels, classes, privacy, noise))
 
-    def _private(self, sums: np.ndarray, counts: np.ndarray) -> TaskSignature:
+    def _private(self, directions: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> TaskSignature:
         """The signature of noised sums (K, d): means that lie where these point, all equally far."""
         lengths = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-        means = self.center + private_length(self.center) * (sums / lengths) @ self.directions
+        means = self.center + private_length(self.center) * (sums / lengths) @ directions
         return TaskSignature(self.digest, _half(means), counts)
 
     def check(self, signature: TaskSignature) -> None:

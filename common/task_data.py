@@ -221,7 +221,8 @@ def load_folder(path: Path, backbone: Backbone, pixel_bytes: int = PIXEL_BYTES) 
 
     Classes are the sub-directories of `train`, by name. Without `val`, every fifth image of each
     class (at least one) judges. At most `pixel_bytes` of decoded images are kept in memory; the others
-    are read each time that they are asked for. Raises TaskDataError for a directory, class or file that is no use.
+    are read each time that they are asked for. Raises TaskDataError for a directory, class or file that
+    is no use.
     """
     path = Path(path)
     train_path = path / "train"

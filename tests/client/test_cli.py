@@ -183,7 +183,7 @@ def test_other_classes_than_were_described_are_refused(client, library, weights,
             (mine / part / "class2").rename(mine / part / "cats")
         status, _, told = client(*through(port, data=mine))
     assert status == 2
-    assert "begun with classes class0, class1, class2, now it is cats, class0, class1" in told
+    assert "described to the server: class2 gone; cats new; put the images back" in told
     assert library.statistics().unanswered == 0
 
 

@@ -164,7 +164,7 @@ def test_a_fitted_network_is_far_better_than_chance_without_a_gradient(ours):
     assert accuracy(network, task.evaluation) == pytest.approx(1 / 3)
     found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
     assert accuracy(network, task.evaluation) > 0.8
-    assert found.counts.tolist() == [12, 12, 12]
+    assert found.classes.counts.tolist() == [12, 12, 12]
     changed = {k for k, v in network.named_parameters() if not torch.equal(v, before[k])}
     assert changed == {"fc.weight", "fc.bias"}
 
