@@ -35,7 +35,7 @@ def tuning(command: Callable) -> Callable:
         "--precision",
         type=click.Choice(PRECISIONS),
         default=FineTuneSettings.precision,
-        help="bf16 pays for transformers, on CPUs that have it.",
+        help="bf16 saves time on CPUs that have it.",
     )
     @click.option("--max-seconds", type=float, help="Fit, tune and judge within so many seconds.")
     @click.option(

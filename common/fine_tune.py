@@ -47,8 +47,8 @@ class FineTuneSettings:
     tuned: Tuned = "all"
     """All parameters, or those of the head alone: the classifiers', and norms' scales and shifts."""
     precision: Precision = "fp32"
-    """With bf16 the forward pass computes in half the bits where that is known to do: it pays for whole
-    transformers, on CPUs that have bf16, and costs time in sub-networks of convolutions."""
+    """With bf16 layers compute in half the bits where that is known to do, which saves time on CPUs that
+    have it and costs time on others; weights and gradients stay as they are."""
     max_seconds: float | None = None
     """How long adapting may take: tuning ends early, its learning rate having fallen; None: any time."""
     max_memory: float | None = None
