@@ -25,6 +25,8 @@ STEP_PASSES = 4
 """What a step takes at most, in forward passes of its images: backward is two, and some is overhead."""
 RESERVE = 1.2
 """How much more time is reserved for the last fit than the first one took."""
+RESERVED_SHARE = 0.05
+"""Of the time allowed, reserved besides: the system may have other work to do just then."""
 
 
 @dataclass
@@ -106,7 +108,8 @@ class DeviceLimits:
         batch = min(self.settings.batch_size, len(fitted.indices))
         self.step_seconds = STEP_PASSES * batch * seconds["fit"] / (2 * len(fitted.indices))
         ranking = RANKING_BATCHES * self.step_seconds * (self.settings.tuned == "head")
-        self._reserved = RESERVE * once + ranking
+        pauses = RESERVED_SHARE * (self.deadline.end - self.deadline.began)
+        self._reserved = RESERVE * once + ranking + pauses
         if self.settings.iterations == 0:
             return False
         if self.deadline.left - self._reserved < steps * self.step_seconds:
