@@ -119,7 +119,7 @@ class DeviceLimits:
                 f"fitted and no more, which took {self.deadline.spent:.1f}; allow at least {needed:.0f}"
             )
             return False
-        self._loss = fitted.loss
+        self._loss = fitted.held_out_loss
         self._untuned = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         return True
 
@@ -143,9 +143,9 @@ class DeviceLimits:
     def end_tuning(self, network: nn.Module, fitted: Fitted, iterations: int) -> bool:
         """Whether the tuned network is kept; else the untuned one's tensors are put back into it.
 
-        Judged by the cross-entropy on training images that the classifier was not fitted to. Tuning has
-        seen them, so that this finds what it wrecked, not what it learnt by heart. Without a deadline,
-        or where the network was pruned meanwhile, it is always kept.
+        Judged by the cross-entropy of training images, each by a classifier fitted to others. Tuning
+        has seen them all, so that this finds what it wrecked, not what it learnt by heart. Without a
+        deadline, or where the network was pruned meanwhile, it is always kept.
         """
         if self.deadline is not None and 0 < iterations < self.settings.iterations:
             self.remarks.append(
@@ -153,11 +153,14 @@ class DeviceLimits:
                 f"{self.settings.max_seconds:g} seconds allowed"
             )
         untuned, self._untuned = self._untuned, None
-        if untuned is None or fitted.loss <= self._loss or not _same_shapes(network, untuned):
+        if untuned is None or not _same_shapes(network, untuned):
+            return True
+        loss = fitted.held_out_loss
+        if loss <= self._loss:
             return True
         network.load_state_dict(untuned)
         self.remarks.append(
-            f"tuning made the network worse (loss {fitted.loss:.3f}, fitted alone {self._loss:.3f}), "
+            f"tuning made the network worse (loss {loss:.3f}, fitted alone {self._loss:.3f}), "
             "so the fitted one was kept; allow more seconds, or a smaller learning rate"
         )
         return False

@@ -128,17 +128,39 @@ class GaussianClasses:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` found: the classes, how well it tells them apart, and the features it had of images.
+    """What `fit` found: the classes, how far it shrank and scaled, and the features it had of images.
 
-    `loss` is the cross-entropy on the part of the images that was held out, or on all of them where they
-    were too few. `features` (N, D) are those of the images at `indices` (N,), `batch` at a time.
+    `features` (N, D), computed `batch` at a time, and `labels` (N,) are those of the images at
+    `indices` (N,).
     """
 
     classes: GaussianClasses
-    loss: float
+    shrinkage: float
+    scale: float
     indices: Tensor
+    labels: Tensor
     features: Tensor
     batch: int
+
+    @property
+    def held_out_loss(self) -> float:
+        """Mean cross-entropy of the images, each by a classifier that was fitted to others.
+
+        In as many parts as for shrinkage and scale. Where images are too few for that, one classifier
+        is fitted to all of them.
+        """
+        rows, classes = self.features.double(), len(self.classes.counts)
+        if len(rows) < 2 * HELD_OUT * classes:
+            weight, bias = self.classes.classifier(self.shrinkage)
+            return float(functional.cross_entropy(self.scale * (rows @ weight.T + bias), self.labels))
+        total = 0.0
+        for part in range(HELD_OUT):
+            held = torch.arange(len(rows)) % HELD_OUT == part
+            found = GaussianClasses.of(rows[~held], self.labels[~held], classes)
+            weight, bias = found.classifier(self.shrinkage)
+            logits = self.scale * (rows[held] @ weight.T + bias)
+            total += float(functional.cross_entropy(logits, self.labels[held], reduction="sum"))
+        return total / len(rows)
 
     def first_features(self, network: nn.Module, images: LabelledImages, count: int) -> Tensor:
         """Features (count, D) of the first images: computed only where they are not there yet."""
@@ -168,15 +190,13 @@ def fit(
     kept = all_features(network, images, chosen, batch)
     rows = kept.double()
     labels = images.labels[chosen]
-    found, loss, linear, scale = classified(rows, labels, classes)
-    _assign(network, backbone, linear, scale)
-    return Fitted(found, loss, chosen, kept, batch)
+    found, shrinkage, scale = classified(rows, labels, classes)
+    _assign(network, backbone, found.classifier(shrinkage), scale)
+    return Fitted(found, shrinkage, scale, chosen, labels, kept, batch)
 
 
-def classified(
-    rows: Tensor, labels: Tensor, classes: int
-) -> tuple[GaussianClasses, float, tuple[Tensor, Tensor], float]:
-    """Classes of features float64 (N, D); a cross-entropy, the linear classifier, and its scale."""
+def classified(rows: Tensor, labels: Tensor, classes: int) -> tuple[GaussianClasses, float, float]:
+    """The classes of features float64 (N, D), and the shrinkage and scale that fit images best."""
     found = GaussianClasses.of(rows, labels, classes)
     held = torch.arange(len(rows)) % HELD_OUT == 0
     if len(rows) >= 2 * HELD_OUT * classes:
@@ -184,10 +204,10 @@ def classified(
         best = min(
             (_best_scale(part, shrinkage, rows[held], labels[held]) for shrinkage in SHRINKAGES),
         )
-        loss, shrinkage, scale = best
+        _, shrinkage, scale = best
     else:
-        loss, shrinkage, scale = _best_scale(found, 1.0, rows, labels)
-    return found, loss, found.classifier(shrinkage), scale
+        _, shrinkage, scale = _best_scale(found, 1.0, rows, labels)
+    return found, shrinkage, scale
 
 
 def start_from_means(

@@ -92,7 +92,7 @@ def test_time_enough_changes_nothing_but_the_schedules_rounding(ours, task):
 
 def test_a_network_that_tuning_wrecks_is_given_back_untuned(ours, task):
     """A learning rate that no network survives."""
-    wild = replace(SETTINGS, iterations=5, learning_rate=1e4, clip_norm=1e6, max_seconds=600)
+    wild = replace(SETTINGS, iterations=5, learning_rate=1e12, clip_norm=1e12, max_seconds=600)
     kept = adapt(ours, task, wild)
     assert re.search(r"tuning made the network worse .* so the fitted one was kept", kept.remarks[-1])
     assert kept.after == kept.before > 0.6
@@ -158,7 +158,7 @@ def test_tuning_the_head_moves_nothing_else_learns_and_ranks_all_units(ours, tas
     mask = random_mask(ours.structure, 0.5)
     network = SubNetwork.of(ours.backbone, ours.weights, mask).network(3)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    adapted = adapt(ours, task, replace(SETTINGS, iterations=8, tuned="head"))
+    adapted = adapt(ours, task, replace(SETTINGS, iterations=60, tuned="head"))
     assert adapted.after > 0.9
     for name, parameter in adapted.network.named_parameters():
         assert parameter.grad is None
