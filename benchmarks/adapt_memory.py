@@ -147,7 +147,6 @@ def measure(iterations: int) -> dict[str, Any]:
         ways: dict[str, list[str]] = {
             "adapt": [],
             "micro-batch 8": ["--micro-batch", "8"],
-            "head, micro-batch 8": ["--tune", "head", "--micro-batch", "8"],
             f"{FREE_MEGABYTES} MB free": ["--max-memory", f"{free:.0f}"],
             "115 MB free": ["--max-memory", f"{least:.0f}"],
             "50 MB free": ["--max-memory", f"{bare['resident'] / 1e6 + 50:.0f}"],
