@@ -13,6 +13,7 @@ import torch
 
 from common.adaptation import Adapted, Progress, adapt_network
 from common.budget import Budget, Counts
+from common.device_limits import forward_at_once
 from common.errors import MismatchError
 from common.exchange import (
     Assignment,
@@ -25,7 +26,9 @@ from common.exchange import (
     TaskDescription,
 )
 from common.fine_tune import FineTuneSettings
+from common.fitting import BATCH
 from common.mask import Mask
+from common.memory_limit import MemoryLimit
 from common.privacy import Privacy
 from common.pruning import PruningSettings
 from common.structure import Structure
@@ -39,12 +42,18 @@ def describe(
     method: Method,
     request_id: str,
     privacy: Privacy | None = None,
+    max_memory: float | None = None,
 ) -> TaskDescription:
     """The request that a device sends: its signature and its budget, nothing else of its data.
 
     With `privacy` the signature is a private one: each call draws its noise anew, and spends once more.
+    `max_memory` is as in FineTuneSettings.
     """
-    signature = offer.probe.describe(task.train, len(task.classes), privacy)
+    probe, batch = offer.probe, BATCH
+    if max_memory is not None:
+        limit = MemoryLimit(max_memory)
+        batch = forward_at_once(limit, probe.network, task.train, "describing the task")
+    signature = probe.describe(task.train, len(task.classes), privacy, batch=batch)
     return TaskDescription(request_id, signature, budget, method)
 
 
@@ -83,7 +92,7 @@ def adapt_assignment(
         mask=Mask.keep_top(held.mask.structure, held.scores, assignment.target),
         accuracy_before=adapted.before,
         accuracy_after=adapted.after,
-        iterations=settings.iterations,
+        iterations=adapted.iterations,
     )
     return adapted, contribution
 
@@ -207,7 +216,7 @@ def adapt(
         assignment = steps.assignment
         if assignment is None:
             description = steps.description or steps.keep(
-                describe(offer, mine, budget, method, request_id, privacy)
+                describe(offer, mine, budget, method, request_id, privacy, settings.max_memory)
             )
             assignment = steps.keep(coordinator.assign(description))
         adapted, contribution = adapt_assignment(

@@ -24,6 +24,7 @@ from client.task_options import (
     check_way,
     through_server,
 )
+from client.tuning_options import tuning
 from common.command_line import progress, settings_option
 from common.envelope import seal, unseal
 from common.files import read_whole, write_whole
@@ -46,8 +47,7 @@ FILES = Way("by files", ("offer_file", "assignment_file", "out"))
 )
 @click.option("--out", type=PATH, help="Write the contribution here.")
 @click.option("--save", "network_file", type=PATH, help="Keep the network here.")
-@settings_option("--iterations", default=FineTuneSettings.iterations)
-@settings_option("--learning-rate", default=FineTuneSettings.learning_rate)
+@tuning
 @settings_option("--seed", default=0)
 @JSON
 def adapt_command(
@@ -57,8 +57,7 @@ def adapt_command(
     assignment_file: Path | None,
     out: Path | None,
     network_file: Path | None,
-    iterations: int,
-    learning_rate: float,
+    settings: FineTuneSettings,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -73,7 +72,6 @@ def adapt_command(
                  --token-file my.token --keep-ratio 0.1 --save my.safetensors
     """
     check_way(SERVER, FILES)
-    settings = FineTuneSettings(iterations=iterations, learning_rate=learning_rate)
     if server is not None:
         assert server.state is not None
         with State(server.state) as state:
@@ -123,9 +121,11 @@ def _by_files(
     network_file: Path | None,
     as_json: bool,
 ) -> None:
-    offer = decode_offer(*unseal(offer_file))
-    assignment = decode_assignment(*unseal(assignment_file), offer.structure)
-    task = asked.task(offer.backbone)
+    # The probe is not needed any more, and takes as much memory as the network does.
+    structure = decode_offer(*unseal(offer_file)).structure
+    assignment = decode_assignment(*unseal(assignment_file), structure)
+    backbone = assignment.subnetwork.backbone
+    task = asked.task(backbone, settings.max_memory)
     with progress() as bars:
         bar = bars.add_task("Fine-tuning", total=settings.iterations)
         adapted, contribution = adapt_assignment(
@@ -135,11 +135,13 @@ def _by_files(
             generator_of(seed, asked.place),
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
+    for remark in adapted.remarks:
+        click.echo(remark, err=True)
     message = encode_contribution(contribution)
     seal(out, message)
     if network_file is not None:
         mask = adapted.pruned.mask.digest
-        save_network(network_file, adapted.network, offer.backbone, task.classes, mask)
+        save_network(network_file, adapted.network, backbone, task.classes, mask)
     adaptation = Adaptation.of(assignment, adapted, contribution)
     facts = facts_of(
         adaptation,

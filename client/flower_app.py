@@ -24,6 +24,7 @@ from common.envelope import seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError, TaskDataError
 from common.exchange import Offer
 from common.files import Data
+from common.memory_limit import MemoryLimit
 from common.proto_codec import (
     REQUEST_ID_BYTES,
     decode_assignment,
@@ -33,7 +34,7 @@ from common.proto_codec import (
 )
 from common.record_codec import Measured, message_of, pack, payload_of
 from common.settings import DeviceSettings, device_settings
-from common.task_data import Task, load_folder
+from common.task_data import PIXEL_BYTES, Task, load_folder
 
 __all__ = ["DeviceSettings", "app", "client_app"]
 
@@ -74,7 +75,9 @@ class _Device:
 
     def task(self, backbone: Backbone) -> Task:
         """The device's task: its own directory, or its partition's of a directory of tasks."""
-        return load_folder(self.node.data_path or self._partition(), backbone)
+        limit = self.settings.fine_tuning.max_memory
+        pixels = PIXEL_BYTES if limit is None else MemoryLimit(limit).pixel_bytes
+        return load_folder(self.node.data_path or self._partition(), backbone, pixels)
 
     def _partition(self) -> Path:
         tasks, number = self.settings.data, self.node.partition_id
@@ -137,7 +140,15 @@ def _describe_task(content: RecordDict, device: _Device) -> RecordDict:
     offer = decode_offer(offered, probe)
     settings, request_id = device.settings, secrets.token_hex(REQUEST_ID_BYTES)
     task = device.task(offer.backbone)
-    description = describe(offer, task, settings.budget, settings.method, request_id, settings.privacy)
+    description = describe(
+        offer,
+        task,
+        settings.budget,
+        settings.method,
+        request_id,
+        settings.privacy,
+        settings.fine_tuning.max_memory,
+    )
     if warning := warning_of(description, settings.privacy):
         logger.warning("%s", warning)
     device.keep(request_id, offered, probe)
@@ -161,6 +172,8 @@ def _adapt_to_task(content: RecordDict, device: _Device) -> RecordDict:
         device.generator(),
         evaluate_at=settings.evaluate_at,
     )
+    for remark in adapted.remarks:
+        logger.info("%s", remark)
     if device.node.network_path is not None:
         mask = adapted.pruned.mask.digest
         save_network(device.node.network_path, adapted.network, offer.backbone, task.classes, mask)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
-from cryptography import x509
-
 from client.patience import in_words
 from common.errors import AccessError, MaskvoteError, MismatchError, UnavailableError
 from common.grpc_channel import Connection, host_and_port
@@ -76,6 +74,9 @@ def _clock_fault(connection: Connection) -> MismatchError | None:
         shown = tls.getpeercert(binary_form=True)
     if shown is None:
         return None
+    # 8 MB of memory, for a device whose handshake failed.
+    from cryptography import x509
+
     certificate = x509.load_der_x509_certificate(shown)
     return clock_fault(
         connection.address,

@@ -124,6 +124,11 @@ class State:
             self._write_json(SETTINGS, {**known, **settings})
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The class names of the task, as far as they are known here."""
+        return self._json(SETTINGS, lambda text: tuple(text["classes"]) if "classes" in text else None)
+
+    @property
     def offer(self) -> Offer | None:
         """What the server offered."""
         if self._offer is None:

@@ -20,6 +20,7 @@ from client.state import Setting, State
 from client.task_options import Asked, Server
 from common.budget import LatencyTable, check_feasible
 from common.command_line import progress
+from common.errors import InputError
 from common.exchange import Offer, Receipt, TaskDescription
 from common.fine_tune import FineTuneSettings
 from common.proto_codec import REQUEST_ID_BYTES
@@ -122,7 +123,7 @@ def adapt_through(
     with _reached(server, state) as (coordinator, bars):
         adapted = adapt(
             coordinator,
-            lambda offer: _task(asked, offer, state, bars),
+            lambda offer: _task(asked, offer, state, bars, settings.max_memory),
             asked.budget,
             settings,
             generator_of(seed, asked.place),
@@ -134,6 +135,9 @@ def adapt_through(
         )
         if (description := state.description) and (warning := warning_of(description, asked.privacy)):
             bars.tell(warning)
+        in_this_process = adapted[0].adapted
+        for remark in in_this_process.remarks if in_this_process is not None else ():
+            bars.tell(remark)
         return adapted
 
 
@@ -155,10 +159,11 @@ def _remembered(limit: float | LatencyTable | None) -> Setting:
     return limit if limit is None or isinstance(limit, int | float) else str(limit.points)
 
 
-def _task(asked: Asked, offer: Offer, state: State, bars: Bars) -> Task:
+def _task(asked: Asked, offer: Offer, state: State, bars: Bars, max_memory: float | None = None) -> Task:
     """The task, after all that could make its computation be for nothing."""
     check_timm(offer.structure)
-    task = asked.task(offer.backbone)
+    task = asked.task(offer.backbone, max_memory)
+    _check_classes(task, state)
     # Names that no file can hold are told before anything is computed, not when it is written.
     SavedNetwork(offer.probe.network, offer.backbone, task.classes)
     state.remember(classes=list(task.classes))
@@ -166,6 +171,22 @@ def _task(asked: Asked, offer: Offer, state: State, bars: Bars) -> Task:
         return task
     check_feasible(offer.structure, asked.budget, len(task.classes))
     return bars.describing(task)
+
+
+def _check_classes(task: Task, state: State) -> None:
+    """Raise InputError where classes have come or gone since the server was told of the task."""
+    if state.description is None or (described := state.classes) is None:
+        return
+    gone = [name for name in described if name not in task.classes]
+    new = [name for name in task.classes if name not in described]
+    if gone or new:
+        changes = [
+            f"{', '.join(names[:3])} {what}" for names, what in ((gone, "gone"), (new, "new")) if names
+        ]
+        raise InputError(
+            f"the classes are not those that were described to the server: {'; '.join(changes)}; put the "
+            "images back as they were, or begin again with another --state"
+        )
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from common.command_line import settings_option
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import METHODS, Method
+from common.memory_limit import MemoryLimit
 from common.privacy import DEFAULT_DELTA, Privacy
-from common.task_data import Task, load_folder, load_torchvision
+from common.task_data import PIXEL_BYTES, Task, load_folder, load_torchvision
 
 PATH = click.Path(path_type=Path)
 
@@ -74,10 +75,14 @@ class Asked:
     def _of_torchvision(self) -> bool:
         return self.data.startswith("torchvision:")
 
-    def task(self, backbone: Backbone) -> Task:
-        """The task. TaskDataError where the data is no use."""
+    def task(self, backbone: Backbone, max_memory: float | None = None) -> Task:
+        """The task. TaskDataError where the data is no use.
+
+        Of a folder as many images are kept decoded as a memory limit, in bytes, leaves room for.
+        """
         if not self._of_torchvision:
-            return load_folder(Path(self.data), backbone)
+            pixels = PIXEL_BYTES if max_memory is None else MemoryLimit(max_memory).pixel_bytes
+            return load_folder(Path(self.data), backbone, pixels)
         _, name, *root = self.data.split(":", 2)
         return load_torchvision(name, Path(root[0] if root else "."), backbone)
 

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from common.backbone import Backbone
-from common.fine_tune import FineTuneSettings, fine_tune
-from common.fitting import GaussianClasses, accuracy, fit, start_from_means
-from common.importance import Taylor, rank
+from common.device_limits import DeviceLimits
+from common.fine_tune import FineTuneSettings
+from common.fitting import Fitted, accuracy, fit, start_from_means
+from common.importance import rank
 from common.mask import Mask
-from common.pruning import Pruned, PruningSettings, prune_iteratively
+from common.process_memory import give_back
+from common.pruning import Pruned, PruningSettings, prune_iteratively, tune_and_rank
 from common.rebuild import rebuild
 from common.subnetwork import cut
 from common.task_data import Task
@@ -29,12 +31,19 @@ Progress = Callable[[int, int], None]
 class Adapted:
     """A network fitted to its task, the units it holds and how they rank, and how it went.
 
-    `accuracies` are on the evaluation images, by iterations done, from 0 on; `seconds` by step.
+    `accuracies` are on the evaluation images, by iterations done, from 0 on; `seconds` by step;
+    `remarks` say in sentences what limits of time and memory changed.
     """
 
     pruned: Pruned
     accuracies: dict[int, float]
     seconds: dict[str, float]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def iterations(self) -> int:
+        """Iterations that were done: those asked for, unless time was short."""
+        return max(self.accuracies)
 
     @property
     def network(self) -> nn.Module:
@@ -73,33 +82,53 @@ def adapt_network(
     per group on the way. Without iterations, units are ranked and cut by gradients of a few batches.
     Accuracy is measured before, after, and at `evaluate_at` iterations, each time on a copy fitted
     likewise; evaluation images have no other part in this.
+
+    Within `settings.max_seconds` fewer iterations are done, none where there is no time for one, and the
+    network is kept untuned where tuning made it worse; fitting, judging and ranking by one batch are
+    done in any time. Within `settings.max_memory` fewer images are in memory at once, or an InputError
+    tells how much is needed.
     """
     clock = _Clock()
+    with clock.of("fit"):
+        limits = DeviceLimits.of(network, backbone, task, settings)
+        settings = limits.settings
 
-    def fitted_to_task(network: nn.Module, generator: torch.Generator) -> GaussianClasses:
-        return fit(network, backbone, task.train, len(task.classes), generator, settings.fit_images)
+    def fitted_to_task(network: nn.Module, generator: torch.Generator) -> Fitted:
+        classes = len(task.classes)
+        return fit(network, backbone, task.train, classes, generator, settings.fit_images, limits.batch)
 
     with clock.of("fit"):
-        found = fitted_to_task(network, generator)
+        fitted = fitted_to_task(network, generator)
     with clock.of("evaluate"):
-        accuracies = {0: accuracy(network, task.evaluation)}
+        accuracies = {0: accuracy(network, task.evaluation, limits.batch)}
+    done = 0
 
-    def after_iteration(done: int, current: nn.Module) -> None:
+    def after_iteration(number: int, current: nn.Module) -> None:
+        nonlocal done
+        done = number
         if progress is not None:
             progress(done, settings.iterations)
-        if done in evaluate_at and done < settings.iterations:
+        if done in evaluate_at and done < settings.iterations and limits.time_to_evaluate:
             with clock.of("evaluate"):
-                fitted = copy.deepcopy(current)
-                fitted_to_task(fitted, torch.Generator().manual_seed(done))
-                accuracies[done] = accuracy(fitted, task.evaluation)
+                copied = copy.deepcopy(current)
+                fitted_to_task(copied, torch.Generator().manual_seed(done))
+                accuracies[done] = accuracy(copied, task.evaluation, limits.batch)
 
+    prunes = pruning is not None and target is not None and tuple(target) != mask.counts
     with clock.of("tune"):
-        start_from_means(network, backbone, task.train, found)
-        if settings.iterations == 0:
+        least = 1 + pruning.rounds if pruning is not None else 1
+        tunes = limits.begin_tuning(network, fitted, clock.seconds, least)
+        if tunes or settings.iterations == 0:
+            start_from_means(network, backbone, task.train, fitted)
+        del fitted
+        give_back()
+        if not tunes:
             pruned = _ranked(
-                network, backbone, mask, task, settings, generator, target if pruning else None
+                network, backbone, mask, task, limits, generator, target if pruning else None
             )
-        elif pruning is not None and target is not None and tuple(target) != mask.counts:
+        elif prunes:
+            assert pruning is not None
+            assert target is not None
             pruned = prune_iteratively(
                 network,
                 backbone,
@@ -109,25 +138,32 @@ def adapt_network(
                 settings,
                 pruning,
                 generator,
+                deadline=limits.tuning_deadline,
                 after_iteration=after_iteration,
             )
         else:
-            taylor = Taylor(network, mask)
-            fine_tune(
+            _, scores = tune_and_rank(
                 network,
+                backbone,
+                mask,
                 task.train,
                 settings,
                 generator,
-                after_backward=taylor.observe,
-                after_iteration=lambda done: after_iteration(done, network),
+                deadline=limits.tuning_deadline,
+                after_iteration=lambda number: after_iteration(number, network),
             )
-            pruned = Pruned(network, mask, taylor.scores())
+            pruned = Pruned(network, mask, scores)
+        give_back()
+    if not tunes and settings.iterations and pruned.network is network:
+        return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))  # there is no time left
     with clock.of("fit"):
-        fitted_to_task(pruned.network, generator)
+        kept = limits.end_tuning(pruned.network, fitted_to_task(pruned.network, generator), done)
+        give_back()
     with clock.of("evaluate"):
-        after = accuracy(pruned.network, task.evaluation)
-    accuracies[settings.iterations] = after
-    return Adapted(pruned, accuracies, clock.seconds)
+        accuracies[done] = (
+            accuracy(pruned.network, task.evaluation, limits.batch) if kept else accuracies[0]
+        )
+    return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))
 
 
 def _ranked(
@@ -135,12 +171,22 @@ def _ranked(
     backbone: Backbone,
     mask: Mask,
     task: Task,
-    settings: FineTuneSettings,
+    limits: DeviceLimits,
     generator: torch.Generator,
     target: Sequence[int] | None,
 ) -> Pruned:
     """What is left to do without iterations: rank the units, and cut once where there is a target."""
-    scores = rank(network, mask, task.train, settings.batch_size, generator)
+    settings = limits.settings
+    scores = rank(
+        network,
+        mask,
+        task.train,
+        settings.batch_size,
+        generator,
+        limits.ranking_batches,
+        micro_batch=settings.micro_batch,
+        precision=settings.precision,
+    )
     if not target:
         return Pruned(network, mask, scores)
     smaller = Mask.keep_top(mask.structure, scores, target)

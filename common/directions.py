@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import SignatureError
-from common.fitting import all_features
+from common.fitting import BATCH, all_features
 
 DIRECTIONS = 64
 """How many: half as many confuse tasks even without noise, twice as many are drowned by noise sooner."""
@@ -53,12 +53,13 @@ class DrawnImages:
         return (image / max(image.std(), 1e-12)).astype(np.float32)
 
 
-def principal_directions(network: nn.Module, size: Sequence[int]) -> np.ndarray:
+def principal_directions(network: nn.Module, size: Sequence[int], batch: int = BATCH) -> np.ndarray:
     """Orthonormal float64 (d, D): the directions along which its features of drawn images differ most.
 
-    d is 64, or D where features are narrower. SignatureError if the features are not finite.
+    d is 64, or D where features are narrower. `batch` images are in memory at a time.
+    SignatureError if the features are not finite.
     """
-    rows = all_features(network, DrawnImages(size)).double().numpy()
+    rows = all_features(network, DrawnImages(size), batch=batch).double().numpy()
     if not np.isfinite(rows).all():
         raise SignatureError("the probe's features are NaN or infinite; fetch the probe again")
     return np.linalg.svd(rows - rows.mean(0), full_matrices=False)[2][:DIRECTIONS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,13 @@ from common.backbone import Backbone, features
 from common.task_data import LabelledImages
 
 BATCH = 128
+"""Images at a time where no gradient is computed, unless less is asked for."""
 SHRINKAGES = (0.03, 0.1, 0.3, 0.6, 1.0)
 """How far the covariance may be drawn to a multiple of the identity: 1 is the nearest class mean."""
 SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
 """How steep logits may be, relative to what Gaussian classes would have."""
+SCALED_BY = 512
+"""Images by which the classifier that tuning starts from is scaled."""
 HELD_OUT = 4
 """Every so manieth image decides on shrinkage and scale, and is fitted to only after that."""
 
@@ -28,7 +32,11 @@ def on_device_of(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def recalibrate_batch_norm(
-    network: nn.Module, images: LabelledImages, generator: torch.Generator, count: int
+    network: nn.Module,
+    images: LabelledImages,
+    generator: torch.Generator,
+    count: int,
+    batch: int = BATCH,
 ) -> None:
     """Set every batch norm's statistics to those of `count` of this task's images in this network.
 
@@ -48,31 +56,38 @@ def recalibrate_batch_norm(
     with torch.no_grad():
         chosen = torch.randperm(len(images), generator=generator)[:count]
         # Batches of equal size, as each counts the same in the average.
-        for indices in chosen.tensor_split(-(-len(chosen) // BATCH)):
+        for indices in chosen.tensor_split(-(-len(chosen) // batch)):
             network(on_device_of(network, images.batch(indices)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
 
 
-def all_features(network: nn.Module, images: LabelledImages, indices: Tensor | None = None) -> Tensor:
+def all_features(
+    network: nn.Module, images: LabelledImages, indices: Tensor | None = None, batch: int = BATCH
+) -> Tensor:
     """Features (N, D) in evaluation mode of all images in their order, or of those at `indices`."""
-    network.eval()
     indices = torch.arange(len(images)) if indices is None else indices
-    with torch.inference_mode():
-        parts = [
-            features(network, on_device_of(network, images.batch(part))).cpu()
-            for part in indices.split(BATCH)
-        ]
-    return torch.cat(parts).clone()
+    return torch.cat([rows for _, rows in features_by_batch(network, images, indices, batch)]).clone()
 
 
-def accuracy(network: nn.Module, images: LabelledImages) -> float:
+def features_by_batch(
+    network: nn.Module, images: LabelledImages, indices: Tensor, batch: int = BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices (B,) and features (B, D), in evaluation mode: so many images are in memory at a time."""
+    network.eval()
+    for part in indices.split(batch):
+        with torch.inference_mode():
+            rows = features(network, on_device_of(network, images.batch(part))).cpu()
+        yield part, rows
+
+
+def accuracy(network: nn.Module, images: LabelledImages, batch: int = BATCH) -> float:
     """The share of images classified right, in [0, 1]; NaN where there are none."""
     network.eval()
     right = 0
     with torch.inference_mode():
-        for indices in torch.arange(len(images)).split(BATCH):
+        for indices in torch.arange(len(images)).split(batch):
             logits = network(on_device_of(network, images.batch(indices)))
             right += int((logits.argmax(1).cpu() == images.labels[indices]).sum())
     return right / len(images) if len(images) else float("nan")
@@ -111,6 +126,51 @@ class GaussianClasses:
         return weight, prior - 0.5 * (weight * (self.means + center)).sum(1)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` found: the classes, how far it shrank and scaled, and the features it had of images.
+
+    `features` (N, D), computed `batch` at a time, and `labels` (N,) are those of the images at
+    `indices` (N,).
+    """
+
+    classes: GaussianClasses
+    shrinkage: float
+    scale: float
+    indices: Tensor
+    labels: Tensor
+    features: Tensor
+    batch: int
+
+    @property
+    def held_out_loss(self) -> float:
+        """Mean cross-entropy of the images, each by a classifier that was fitted to others.
+
+        In as many parts as for shrinkage and scale. Where images are too few for that, one classifier
+        is fitted to all of them.
+        """
+        rows, classes = self.features.double(), len(self.classes.counts)
+        if len(rows) < 2 * HELD_OUT * classes:
+            weight, bias = self.classes.classifier(self.shrinkage)
+            return float(functional.cross_entropy(self.scale * (rows @ weight.T + bias), self.labels))
+        total = 0.0
+        for part in range(HELD_OUT):
+            held = torch.arange(len(rows)) % HELD_OUT == part
+            found = GaussianClasses.of(rows[~held], self.labels[~held], classes)
+            weight, bias = found.classifier(self.shrinkage)
+            logits = self.scale * (rows[held] @ weight.T + bias)
+            total += float(functional.cross_entropy(logits, self.labels[held], reduction="sum"))
+        return total / len(rows)
+
+    def first_features(self, network: nn.Module, images: LabelledImages, count: int) -> Tensor:
+        """Features (count, D) of the first images: computed only where they are not there yet."""
+        places = torch.full((len(images),), -1)
+        places[self.indices] = torch.arange(len(self.indices))
+        if (places[:count] < 0).any():
+            return all_features(network, images, torch.arange(count), self.batch)
+        return self.features[places[:count]]
+
+
 def fit(
     network: nn.Module,
     backbone: Backbone,
@@ -118,16 +178,25 @@ def fit(
     classes: int,
     generator: torch.Generator,
     count: int,
-) -> GaussianClasses:
-    """Fit batch norm and the classifier to at most `count` images; the classes it found in them.
+    batch: int = BATCH,
+) -> Fitted:
+    """Fit batch norm and the classifier to at most `count` images, `batch` at a time; what was found.
 
     The classifier is linear discriminant analysis on the network's own features. How far to shrink
     its covariance, and how steep its logits are, is decided by a part of the images held out.
     """
-    recalibrate_batch_norm(network, images, generator, count)
+    recalibrate_batch_norm(network, images, generator, count, batch)
     chosen = torch.randperm(len(images), generator=generator)[:count]
-    rows = all_features(network, images, chosen).double()
+    kept = all_features(network, images, chosen, batch)
+    rows = kept.double()
     labels = images.labels[chosen]
+    found, shrinkage, scale = classified(rows, labels, classes)
+    _assign(network, backbone, found.classifier(shrinkage), scale)
+    return Fitted(found, shrinkage, scale, chosen, labels, kept, batch)
+
+
+def classified(rows: Tensor, labels: Tensor, classes: int) -> tuple[GaussianClasses, float, float]:
+    """The classes of features float64 (N, D), and the shrinkage and scale that fit images best."""
     found = GaussianClasses.of(rows, labels, classes)
     held = torch.arange(len(rows)) % HELD_OUT == 0
     if len(rows) >= 2 * HELD_OUT * classes:
@@ -138,21 +207,20 @@ def fit(
         _, shrinkage, scale = best
     else:
         _, shrinkage, scale = _best_scale(found, 1.0, rows, labels)
-    _assign(network, backbone, found.classifier(shrinkage), scale)
-    return found
+    return found, shrinkage, scale
 
 
 def start_from_means(
-    network: nn.Module, backbone: Backbone, images: LabelledImages, found: GaussianClasses
+    network: nn.Module, backbone: Backbone, images: LabelledImages, fitted: Fitted
 ) -> None:
-    """Set the classifier to the nearest class mean: what tuning starts from.
+    """Set the classifier of a network just fitted to the nearest class mean: what tuning starts from.
 
     A discriminant's weights are large along features of little variance, and the gradients that
     they send back wreck the network in the first few iterations; those of class means do not.
     """
-    rows = all_features(network, images, torch.arange(min(len(images), 4 * BATCH))).double()
-    _, _, scale = _best_scale(found, 1.0, rows, images.labels[: len(rows)])
-    _assign(network, backbone, found.classifier(1.0), scale)
+    rows = fitted.first_features(network, images, min(len(images), SCALED_BY)).double()
+    _, _, scale = _best_scale(fitted.classes, 1.0, rows, images.labels[: len(rows)])
+    _assign(network, backbone, fitted.classes.classifier(1.0), scale)
 
 
 def _best_scale(

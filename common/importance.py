@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from common.backbone import Weights
-from common.fitting import on_device_of
+from common.gradients import Precision, add_gradients
 from common.mask import Mask, Scores
 from common.structure import Structure
 from common.task_data import LabelledImages, batches
@@ -95,14 +94,19 @@ def rank(
     batch_size: int,
     generator: torch.Generator,
     count: int = RANKING_BATCHES,
+    *,
+    micro_batch: int = 0,
+    precision: Precision = "fp32",
 ) -> Scores:
-    """First-order Taylor scores over `count` mini-batches, the network left as it is."""
+    """First-order Taylor scores over `count` mini-batches, the network left as it is.
+
+    `micro_batch` and `precision` are as in `add_gradients`.
+    """
     taylor = Taylor(network, mask)
     network.eval()
     for _, indices in zip(range(count), batches(len(images), batch_size, generator), strict=False):
         network.zero_grad(set_to_none=True)
-        logits = network(on_device_of(network, images.batch(indices)))
-        functional.cross_entropy(logits, images.labels[indices].to(logits.device)).backward()
+        add_gradients(network, images, indices, micro_batch, precision)
         taylor.observe()
     network.zero_grad(set_to_none=True)
     return taylor.scores()

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from common.backbone import Backbone
+from common.deadline import Deadline
 from common.errors import InputError
-from common.fine_tune import FineTuneSettings, fine_tune
-from common.importance import Taylor
+from common.fine_tune import FineTuneSettings, Tuning, fine_tune, only_tuned
+from common.importance import Taylor, rank
 from common.mask import Mask, Scores
 from common.rebuild import rebuild
 from common.subnetwork import cut
@@ -45,6 +46,47 @@ class Pruned:
     scores: Scores
 
 
+def tune_and_rank(
+    network: nn.Module,
+    backbone: Backbone,
+    mask: Mask,
+    images: LabelledImages,
+    settings: FineTuneSettings,
+    generator: torch.Generator,
+    *,
+    deadline: Deadline | None = None,
+    after_iteration: Callable[[int], None] | None = None,
+) -> tuple[Tuning, Scores]:
+    """Tune a network in place, and rank the units that it holds by first-order Taylor.
+
+    Ranked by the batches that it was tuned on, whose gradients are there anyway. Where only the head is
+    tuned there are none of the weights that read units: a few batches more are for them, without a step.
+    """
+    taylor = Taylor(network, mask)
+    with only_tuned(network, backbone, settings.tuned):
+        tuning = fine_tune(
+            network,
+            images,
+            settings,
+            generator,
+            deadline=deadline,
+            after_backward=taylor.observe if settings.tuned == "all" else None,
+            after_iteration=after_iteration,
+        )
+    if settings.tuned == "all":
+        return tuning, taylor.scores()
+    scores = rank(
+        network,
+        mask,
+        images,
+        settings.batch_size,
+        generator,
+        micro_batch=settings.micro_batch,
+        precision=settings.precision,
+    )
+    return tuning, scores
+
+
 def prune_iteratively(
     network: nn.Module,
     backbone: Backbone,
@@ -55,13 +97,15 @@ def prune_iteratively(
     pruning: PruningSettings,
     generator: torch.Generator,
     *,
+    deadline: Deadline | None = None,
     after_iteration: Callable[[int, nn.Module], None] | None = None,
 ) -> Pruned:
     """Prune a network, as `mask` left it, down to `target` units per group, tuning as it goes.
 
     Each round tunes for its share of the iterations, ranks units by first-order Taylor on the
     batches it saw, and cuts the network by an equal factor. Units of every group never grow; a
-    target above what is held keeps what is held. `after_iteration` gets iterations done and the network.
+    target above what is held keeps what is held. A deadline is shared out as the iterations are; the
+    target is reached in any case. `after_iteration` gets iterations done and the network.
     """
     if mask.structure.units == 0:
         raise InputError("nothing of this backbone can be cut; choose other kinds of groups")
@@ -71,40 +115,37 @@ def prune_iteratively(
     start = mask.counts
     pruned_at = max(1, round(settings.iterations * (1 - pruning.settle)))
     rounds = min(pruning.rounds, pruned_at)
-    done = 0
-    for number in range(1, rounds + 1):
-        until = round(pruned_at * number / rounds)
-        taylor = Taylor(network, mask)
-        part = replace(settings, iterations=until - done, final_rate=1.0)
-        fine_tune(
+    done = planned = 0
+
+    def tuned(part: FineTuneSettings) -> Scores:
+        nonlocal done, planned
+        share = part.iterations / (settings.iterations - planned)
+        tuning, scores = tune_and_rank(
             network,
+            backbone,
+            mask,
             images,
             part,
             generator,
-            after_backward=taylor.observe,
+            deadline=None if deadline is None else deadline.part(share),
             after_iteration=_relay(after_iteration, done, network),
         )
-        done += part.iterations
+        done, planned = done + tuning.iterations, planned + part.iterations
+        return scores
+
+    for number in range(1, rounds + 1):
+        until = round(pruned_at * number / rounds)
+        scores = tuned(replace(settings, iterations=until - planned, final_rate=1.0))
         share = number / rounds
         counts = [
             want if number == rounds else max(want, round(n * (want / n) ** share))
             for n, want in zip(start, target, strict=True)
         ]
-        scores = taylor.scores()
         smaller = Mask.keep_top(mask.structure, scores, counts)
         network = rebuild(backbone, cut(network.state_dict(), smaller, within=mask))
         mask = smaller
-    if done < settings.iterations:
-        taylor = Taylor(network, mask)
-        fine_tune(
-            network,
-            images,
-            replace(settings, iterations=settings.iterations - done),
-            generator,
-            after_backward=taylor.observe,
-            after_iteration=_relay(after_iteration, done, network),
-        )
-        scores = taylor.scores()
+    if planned < settings.iterations:
+        scores = tuned(replace(settings, iterations=settings.iterations - planned))
     return Pruned(network, mask, scores)
 
 

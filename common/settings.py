@@ -15,8 +15,10 @@ from typing import Any, TypeVar, get_type_hints
 from common.budget import Budget
 from common.errors import InputError
 from common.exchange import METHODS, Method
-from common.fine_tune import FineTuneSettings
+from common.fine_tune import FineTuneSettings, Tuned
+from common.gradients import Precision
 from common.privacy import DEFAULT_DELTA, Privacy
+from common.process_memory import MEGABYTE
 
 Value = bool | int | float | str
 Config = Mapping[str, Value]
@@ -120,6 +122,16 @@ class DeviceSettings:
     """Where a device's randomness comes from, together with its partition or the path of its data."""
     threads: int = 0
     """CPU threads; 0 leaves it to torch."""
+    micro_batch: int = FineTuneSettings.micro_batch
+    """See FineTuneSettings."""
+    tune: Tuned = FineTuneSettings.tuned
+    """All parameters or the head alone; see FineTuneSettings."""
+    precision: Precision = FineTuneSettings.precision
+    """See FineTuneSettings."""
+    adapt_seconds: float = 0.0
+    """How long a device's fitting, tuning and judging may take together; 0 is no limit."""
+    adapt_megabytes: float = 0.0
+    """What the process that adapts may hold in memory; 0 is no limit."""
 
     def __post_init__(self) -> None:
         problems = _broken(
@@ -163,7 +175,15 @@ class DeviceSettings:
     @property
     def fine_tuning(self) -> FineTuneSettings:
         """How the sub-network is tuned."""
-        return FineTuneSettings(iterations=self.iterations, learning_rate=self.learning_rate)
+        return FineTuneSettings(
+            iterations=self.iterations,
+            learning_rate=self.learning_rate,
+            micro_batch=self.micro_batch,
+            tuned=self.tune,
+            precision=self.precision,
+            max_seconds=self.adapt_seconds or None,
+            max_memory=self.adapt_megabytes * MEGABYTE or None,
+        )
 
 
 @dataclass(frozen=True)
@@ -273,6 +293,8 @@ READ: Mapping[Any, Callable[[Value], Any]] = {
     int | None: _whole,
     float: _number,
     Method: _text,
+    Tuned: _text,
+    Precision: _text,
     Path: lambda value: Path(_text(value)),
     Path | None: _path,
     tuple[int, ...]: _whole_numbers,

@@ -14,7 +14,7 @@ from common.backbone import weights_digest
 from common.directions import principal_directions
 from common.errors import MismatchError, SignatureError
 from common.files import Data
-from common.fitting import all_features
+from common.fitting import BATCH, all_features, features_by_batch
 from common.privacy import Privacy, noised_sums
 from common.structure import Structure
 from common.subnetwork import SubNetwork
@@ -145,6 +145,7 @@ class Probe:
         classes: int,
         privacy: Privacy | None = None,
         noise: np.random.Generator | None = None,
+        batch: int = BATCH,
     ) -> TaskSignature:
         """The signature of a task's training images; with `privacy`, a private one.
 
@@ -154,21 +155,29 @@ class Probe:
         much again. It covers neither how many classes there are, nor the mask and accuracies that are
         given back later. Half precision rounds what is noised already, which costs nothing.
 
-        `noise` is for simulations alone: without it, the noise comes from the operating system's
-        entropy, and from no seed that anybody knows.
+        `batch` images are in memory at a time. `noise` is for simulations alone: without it, the noise
+        comes from the operating system's entropy, and from no seed that anybody knows.
         """
-        rows, labels = all_features(self.network, images).numpy(), images.labels.numpy()
         if privacy is None:
-            return signature_of(rows, labels, classes, self.digest)
+            sums = ClassSums(classes, len(self.center))
+            everything = torch.arange(len(images))
+            for part, batch_rows in features_by_batch(self.network, images, everything, batch):
+                sums.add(batch_rows.numpy(), images.labels[part].numpy())
+            return sums.signature(self.digest)
+        rows = all_features(self.network, images, batch=batch).numpy()
+        labels = images.labels.numpy()
+        size = self.subnetwork.backbone.input_size
+        whole = batch == BATCH
+        directions = self.directions if whole else principal_directions(self.network, size, batch)
         with np.errstate(invalid="ignore"):  # infinite features, which add nothing to what is released
-            centred = (rows.astype(np.float64) - self.center) @ self.directions.T
+            centred = (rows.astype(np.float64) - self.center) @ directions.T
         noise = noise or np.random.default_rng()
-        return self._private(*noised_sums(centred, labels, classes, privacy, noise))
+        return self._private(directions, *noised_sums(centred, labels, classes, privacy, noise))
 
-    def _private(self, sums: np.ndarray, counts: np.ndarray) -> TaskSignature:
+    def _private(self, directions: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> TaskSignature:
         """The signature of noised sums (K, d): means that lie where these point, all equally far."""
         lengths = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-        means = self.center + private_length(self.center) * (sums / lengths) @ self.directions
+        means = self.center + private_length(self.center) * (sums / lengths) @ directions
         return TaskSignature(self.digest, _half(means), counts)
 
     def check(self, signature: TaskSignature) -> None:
@@ -191,12 +200,28 @@ CENTER = "maskvote.center"
 
 def signature_of(rows: np.ndarray, labels: np.ndarray, classes: int, probe: str) -> TaskSignature:
     """The signature of features (N, D) with labels int64 (N,) in [0, classes)."""
-    counts = np.bincount(labels, minlength=classes)
-    sums = np.zeros((classes, rows.shape[1]))
-    np.add.at(sums, labels, rows)
-    means = sums / np.maximum(counts, 1)[:, None]
-    means = np.where(np.isfinite(means), means, np.nan)
-    return TaskSignature(probe, _half(means), counts.astype(np.int32))
+    sums = ClassSums(classes, rows.shape[1])
+    sums.add(rows, labels)
+    return sums.signature(probe)
+
+
+class ClassSums:
+    """Sums of features by class, taken in a batch at a time: a task's features need not fit in memory."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        self._sums = np.zeros((classes, width))
+        self._counts = np.zeros(classes, dtype=np.int64)
+
+    def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """Take in features (B, D) with labels int64 (B,)."""
+        np.add.at(self._sums, labels, rows)
+        self._counts += np.bincount(labels, minlength=len(self._counts))
+
+    def signature(self, probe: str) -> TaskSignature:
+        """The signature of all that was taken in."""
+        means = self._sums / np.maximum(self._counts, 1)[:, None]
+        means = np.where(np.isfinite(means), means, np.nan)
+        return TaskSignature(probe, _half(means), self._counts.astype(np.int32))
 
 
 def private_length(center: np.ndarray) -> float:

@@ -17,6 +17,8 @@ from common.backbone import Backbone
 from common.errors import TaskDataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+PIXEL_BYTES = 256 * 2**20
+"""Of decoded images that are kept, unless less is asked for: 21,000 of 64 x 64 pixels, 1,700 of 224."""
 HELD_OUT_SHARE = 0.2
 """Share of every class that judges, where the data brings no images for that."""
 
@@ -118,14 +120,42 @@ class PixelImages:
         return chosen
 
 
-class FileImages:
-    """Labelled images in files: read when first asked for, then kept as pixels, a byte a value."""
+class PixelCache:
+    """Decoded images by file, up to so many bytes of pixels; what does not fit is decoded each time.
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], backbone: Backbone) -> None:
+    What is there stays: all images of a task are asked for equally often, in ever other orders, so that
+    making room for one would only cost another.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._left = limit_bytes
+        self._pixels: dict[Path, Tensor] = {}
+
+    def get(self, path: Path) -> Tensor | None:
+        """The pixels of a file, if they are there."""
+        return self._pixels.get(path)
+
+    def offer(self, path: Path, pixels: Tensor) -> None:
+        """Keep the pixels of a file if they fit."""
+        if pixels.nbytes <= self._left:
+            self._left -= pixels.nbytes
+            self._pixels[path] = pixels
+
+
+class FileImages:
+    """Labelled images in files: read when asked for, and kept as pixels as far as the cache goes."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        backbone: Backbone,
+        cache: PixelCache | None = None,
+    ) -> None:
         self.paths = list(paths)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self._to_pixels = pixel_transform(backbone)
-        self._pixels: dict[int, Tensor] = {}
+        self._cache = PixelCache(PIXEL_BYTES) if cache is None else cache
         self._normalise = _Normalise(backbone)
 
     def __len__(self) -> int:
@@ -135,9 +165,12 @@ class FileImages:
         return self._normalise(torch.stack([self._read(index) for index in indices.tolist()]))
 
     def _read(self, index: int) -> Tensor:
-        if index not in self._pixels:
-            self._pixels[index] = read_pixels(self.paths[index], self._to_pixels)
-        return self._pixels[index]
+        path = self.paths[index]
+        pixels = self._cache.get(path)
+        if pixels is None:
+            pixels = read_pixels(path, self._to_pixels)
+            self._cache.offer(path, pixels)
+        return pixels
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -183,11 +216,13 @@ def read_pixels(path: Path, to_pixels: ToPixels) -> Tensor:
         ) from error
 
 
-def load_folder(path: Path, backbone: Backbone) -> Task:
+def load_folder(path: Path, backbone: Backbone, pixel_bytes: int = PIXEL_BYTES) -> Task:
     """The task in a directory of `train/CLASS/*.png|jpg` and, optionally, `val/CLASS/...`.
 
     Classes are the sub-directories of `train`, by name. Without `val`, every fifth image of each
-    class (at least one) judges. Raises TaskDataError for a directory, class or file that is no use.
+    class (at least one) judges. At most `pixel_bytes` of decoded images are kept in memory; the others
+    are read each time that they are asked for. Raises TaskDataError for a directory, class or file that
+    is no use.
     """
     path = Path(path)
     train_path = path / "train"
@@ -211,7 +246,9 @@ def load_folder(path: Path, backbone: Backbone) -> Task:
         evaluation = _files(path / "val", classes)
     else:
         train, evaluation = _hold_out(train, classes)
-    return Task(classes, FileImages(*train, backbone), FileImages(*evaluation, backbone))
+    cache = PixelCache(pixel_bytes)
+    parts = (FileImages(*files, backbone, cache) for files in (train, evaluation))
+    return Task(classes, *parts)
 
 
 Files = tuple[list[Path], list[int]]

@@ -187,8 +187,54 @@ def test_other_classes_than_were_described_are_refused(client, library, weights,
             (mine / part / "class2").rename(mine / part / "cats")
         status, _, told = client(*through(port, data=mine))
     assert status == 2
-    assert "begun with classes class0, class1, class2, now it is cats, class0, class1" in told
+    assert "described to the server: class2 gone; cats new; put the images back" in told
     assert library.statistics().unanswered == 0
+
+
+def test_a_class_that_vanishes_before_fine_tuning_is_named_and_comes_back(
+    client, library, weights, images, tmp_path, monkeypatch
+):
+    """The assignment is there, the device is switched on again: the same state goes on from it."""
+    mine = Path(shutil.copytree(images, tmp_path / "mine"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with running_server(library, weights) as port:
+        monkeypatch.setattr("client.adapt.adapt_assignment", killed)
+        assert client(*through(port, data=mine))[0] == 130
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        assert (tmp_path / "state" / "assignment").exists()
+        for part in ("train", "val"):
+            (mine / part / "class1").rename(tmp_path / part)
+        status, _, told = client(*through(port, data=mine))
+        assert (status, told.startswith("error: the classes are not those that were described")) == (
+            2,
+            True,
+        )
+        assert "class1 gone; put the images back as they were" in told
+        for part in ("train", "val"):
+            (tmp_path / part).rename(mine / part / "class1")
+        assert client(*through(port, data=mine))[0] == 0
+    assert library.statistics().unanswered == 0
+
+
+def test_limits_are_kept_to_and_told_of_on_the_way(client, library, weights, images):
+    with running_server(library, weights) as port:
+        words = [*through(port, data=images, iterations=100_000, max_seconds=3), "--json"]
+        status, shown, told = client(*words)
+    assert status == 0
+    # Where the machine is busy with other things, there may be time for none.
+    assert re.search(r"of 100000 iterations were done in the 3 seconds|3 seconds are too short", told)
+    assert int(max(json.loads(shown)["accuracy"], key=int)) < 100_000
+    assert library.entries()[0].iterations < 100_000
+
+
+def test_a_memory_limit_below_what_one_image_needs_is_refused_with_what_it_needs(client, port, images):
+    status, _, told = client(*through(port, data=images, max_memory=50))
+    assert status == 2
+    assert re.search(r"describing the task one image at a time needs [\d,]+ MB .* limit is 50 MB", told)
 
 
 def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(

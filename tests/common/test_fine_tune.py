@@ -48,7 +48,9 @@ def test_tuning_lowers_the_loss_and_moves_every_parameter(ours):
     task = task_of(ours.backbone)
     network = network_of(ours)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    loss = fine_tune(network, task.train, FineTuneSettings(iterations=12, batch_size=12), generator())
+    loss = fine_tune(
+        network, task.train, FineTuneSettings(iterations=12, batch_size=12), generator()
+    ).loss
     assert loss < math.log(3)
     assert not any(torch.equal(p, before[name]) for name, p in network.named_parameters())
     assert not network.training
@@ -119,7 +121,9 @@ def test_the_hooks_are_called_once_an_iteration_with_its_number(ours):
 def test_no_iterations_change_nothing_and_have_no_loss(ours):
     network = network_of(ours)
     before = weights_of(network)
-    loss = fine_tune(network, task_of(ours.backbone).train, FineTuneSettings(iterations=0), generator())
+    loss = fine_tune(
+        network, task_of(ours.backbone).train, FineTuneSettings(iterations=0), generator()
+    ).loss
     assert math.isnan(loss)
     assert torch.equal(weights_of(network), before)
 

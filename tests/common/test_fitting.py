@@ -73,7 +73,7 @@ def test_with_a_shrinkage_of_one_and_equal_classes_the_nearest_mean_wins():
     labels = torch.arange(300) % 3
     found = GaussianClasses.of(rows, labels, 3)
     weight, bias = found.classifier(1.0)
-    nearest = torch.cdist(rows, found.means).argmin(1)
+    nearest = torch.cdist(rows, found.classes.means).argmin(1)
     assert torch.equal((rows @ weight.T + bias).argmax(1), nearest)
 
 
@@ -164,7 +164,7 @@ def test_a_fitted_network_is_far_better_than_chance_without_a_gradient(ours):
     assert accuracy(network, task.evaluation) == pytest.approx(1 / 3)
     found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
     assert accuracy(network, task.evaluation) > 0.8
-    assert found.counts.tolist() == [12, 12, 12]
+    assert found.classes.counts.tolist() == [12, 12, 12]
     changed = {k for k, v in network.named_parameters() if not torch.equal(v, before[k])}
     assert changed == {"fc.weight", "fc.bias"}
 
@@ -182,7 +182,7 @@ def test_the_same_seed_fits_the_same_network(ours):
 
 def test_fitting_sees_at_most_the_count_of_images(ours):
     found = fit(network_of(ours), ours.backbone, task_of(ours.backbone).train, 3, generator(), 10)
-    assert int(found.counts.sum()) == 10
+    assert int(found.classes.counts.sum()) == 10
 
 
 def test_tuning_starts_from_class_means_whatever_was_fitted(ours):
@@ -192,7 +192,7 @@ def test_tuning_starts_from_class_means_whatever_was_fitted(ours):
     found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
     start_from_means(network, ours.backbone, task.train, found)
     rows = all_features(network, task.evaluation).double()
-    nearest = torch.cdist(rows, found.means).argmin(1)
+    nearest = torch.cdist(rows, found.classes.means).argmin(1)
     logits = network(task.evaluation.batch(torch.arange(len(rows))))
     assert float((logits.argmax(1) == nearest).float().mean()) > 0.97
 

@@ -85,6 +85,35 @@ def test_images_are_read_when_they_are_asked_for(tmp_path, backbone):
         task.train.batch(torch.tensor([2]))
 
 
+@pytest.mark.parametrize("images_kept", [0, 3, 10, 1000])
+def test_how_many_decoded_images_are_kept_changes_no_value_and_bounds_what_is_held(
+    tmp_path, backbone, images_kept
+):
+    write_folder(tmp_path, counts=(8, 8))
+    one = 3 * SIZE * SIZE
+    free, bounded = load_folder(tmp_path, backbone), load_folder(tmp_path, backbone, images_kept * one)
+    cache = bounded.train._cache
+    assert cache is bounded.evaluation._cache
+    for indices in ([5, 1, 9], [1, 0, 9], list(range(len(free.train)))):
+        for _ in range(2):
+            chosen = torch.tensor(indices)
+            assert torch.equal(free.train.batch(chosen), bounded.train.batch(chosen))
+    bounded.evaluation.batch(torch.arange(len(bounded.evaluation)))
+    assert len(cache._pixels) == min(images_kept, 16)
+
+
+def test_an_image_that_is_kept_is_not_read_again_and_one_that_is_not_is(tmp_path, backbone):
+    write_folder(tmp_path, "train", (2, 2))
+    write_folder(tmp_path, "val", (1, 1))
+    train = load_folder(tmp_path, backbone, 3 * SIZE * SIZE).train
+    kept = train.batch(torch.tensor([0, 1]))
+    for name in ("0", "1"):
+        write_image(tmp_path / "train" / "a" / f"{name}.png", 200)
+    again = train.batch(torch.tensor([0, 1]))
+    assert torch.equal(again[0], kept[0])
+    assert not torch.equal(again[1], kept[1])
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_a_file_that_is_no_image_is_named(tmp_path, backbone, damage):
     write_folder(tmp_path, counts=(2, 2))
