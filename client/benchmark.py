@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +33,11 @@ Watch = Callable[[int, int], None]
 def benchmark(
     backbone: Backbone, structure: Structure, classes: int, watch: Watch | None = None
 ) -> MeasuredTable:
-    """The latency table of this device: one image at a time, by PyTorch, medians over several runs.
+    """The latency table of this device: one image at a time, by PyTorch, the least of several runs.
 
-    What its kernels like is found first: the multiple of channels at which an operation takes least time.
-    No weights of the backbone are needed, nor are ever more than those of the largest network held: they
-    are drawn at random.
+    What else the device does at the same time only ever adds to a run, and is not the network's. What
+    its kernels like is found first: the multiple of channels at which an operation takes least time. No
+    weights of the backbone are needed: they are drawn at random, for one network after the other.
     """
     steps = len(RATIOS) + len(MULTIPLES)
     done = 0
@@ -113,20 +112,16 @@ def _drawn(name: str, shape: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def milliseconds(network: nn.Module, backbone: Backbone) -> float:
-    """The median time for one image."""
+    """The least time for one image."""
     image = on_device_of(network, torch.zeros(1, *backbone.input_size))
-    return 1000 * statistics.median(_times(network, image))
+    return 1000 * min(_seconds(network, image))
 
 
-def _times(network: nn.Module, image: Tensor) -> Sequence[float]:
-    """Seconds of each of several runs, after two that warm up."""
-    return list(_timed(network, image))[2:]
-
-
-def _timed(network: nn.Module, image: Tensor) -> Iterator[float]:
+def _seconds(network: nn.Module, image: Tensor) -> Iterator[float]:
+    """Of each of several runs."""
     began, run = time.perf_counter(), 0
     with torch.inference_mode():
-        while run < RUNS + 2 or time.perf_counter() - began < SECONDS:
+        while run < RUNS or time.perf_counter() - began < SECONDS:
             at = time.perf_counter()
             network(image)
             yield time.perf_counter() - at

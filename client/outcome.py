@@ -13,11 +13,8 @@ from common.exchange import Method
 Facts = Mapping[str, Any]
 
 SHOWN_NEIGHBOURS = 10
-LEFT = (
-    "one mean of the probe's features and a count for every class, the budget, a mask, and how accurate "
-    "the network was before and after"
-)
-STAYED = "images, labels, the names of files and classes, and the network"
+LEFT = "a mean of features and a count for each class, the budget, a mask, two accuracies"
+STAYED = "images, labels, the names of files and classes, the network"
 
 
 def facts_of(

@@ -64,9 +64,11 @@ def program_logits(data: bytes) -> Logits:
     with quiet():
         runtime = import_for("executorch.runtime", "a program is run", INSTALL)
     with _terminal_aside():
-        method = runtime.Runtime.get().load_program(data).load_method("forward")
+        program = runtime.Runtime.get().load_program(data)
+        method = program.load_method("forward")
 
-    def logits(images: np.ndarray) -> np.ndarray:
+    # The method works on the program's memory, and the program on the bytes': neither keeps the other.
+    def logits(images: np.ndarray, kept: tuple[Any, bytes] = (program, data)) -> np.ndarray:
         # A program takes the one image that it was made for; its output is overwritten by the next.
         found = [method.execute([torch.from_numpy(image[None])])[0].clone() for image in images]
         return torch.cat(found).numpy()
