@@ -68,7 +68,7 @@ def write_artefact(path: Path, data: Data, facts: Card) -> Card:
     }
     beside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        write_whole(beside, data)
+        _write_beside(beside, path, data)
         _replace(beside, path, card)
     finally:
         with suppress(OSError):
@@ -94,6 +94,13 @@ def read_card(artefact: Path, digest: str) -> Card | None:
         f"{path} is the card of another artefact (sha256 {str(card.get('sha256'))[:12]}, "
         f"{artefact.name} has {digest[:12]}); export the network again, or put its own card there"
     )
+
+
+def _write_beside(beside: Path, path: Path, data: Data) -> None:
+    try:
+        write_whole(beside, data)
+    except InputError as error:  # of the file that was asked for, not of the one beside it
+        raise InputError(str(error).replace(str(beside), str(path))) from error
 
 
 def _replace(new: Path, path: Path, card: Card) -> None:
