@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def quantised(graph: bytes, images: LabelledImages, done: Callable[[str], object
         if agreement >= 1 - LARGEST_DISAGREEMENT:
             break
     assert best is not None
-    return best
+    return replace(best, tried=tried)
 
 
 def drawn_images(labels: Tensor, most: int) -> Tensor:

@@ -30,9 +30,9 @@ def describing(monkeypatch) -> Counter:
     seen: Counter = Counter()
     describe = Probe.describe
 
-    def counted(self, images, classes, privacy=None, noise=None):
+    def counted(self, images, classes, privacy=None, noise=None, **options):
         seen[privacy] += 1
-        return describe(self, images, classes, privacy, noise)
+        return describe(self, images, classes, privacy, noise, **options)
 
     monkeypatch.setattr(Probe, "describe", counted)
     return seen
