@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
 MARKS = {
     "SMSP": ("#d55e00", "o"),
     "MVP": ("#b8609a", "s"),
-    "SMSP pruned": ("#a04000", "s"),
+    "SMSP pruned": ("#b4642a", "s"),
     "MVP one-shot": ("#b8609a", "D"),
     "L1": ("#0072b2", "^"),
     "L2": ("#4f8fc0", "v"),
@@ -50,7 +50,7 @@ MARKS = {
     "iterative": ("#2e8b57", "*"),
     "scratch": ("#9c6b3f", "x"),
     "linear probe": ("#7a7f87", "+"),
-    "small network": ("#4a4f57", "1"),
+    "small network": ("#6b7785", "1"),
     "dense": (INK, "."),
 }
 """Mask -> colour and marker: told apart also by who sees fewer colours, on light and on dark pages."""
