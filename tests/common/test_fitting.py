@@ -192,7 +192,7 @@ def test_tuning_starts_from_class_means_whatever_was_fitted(ours):
     found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
     start_from_means(network, ours.backbone, task.train, found)
     rows = all_features(network, task.evaluation).double()
-    nearest = torch.cdist(rows, found.means).argmin(1)
+    nearest = torch.cdist(rows, found.classes.means).argmin(1)
     logits = network(task.evaluation.batch(torch.arange(len(rows))))
     assert float((logits.argmax(1) == nearest).float().mean()) > 0.97
 
