@@ -18,8 +18,8 @@ def allot(structure: Structure, budget: Budget, classes: int, beyond: Counts | N
     """The most units per group within all limits of a budget, none of which is ever exceeded.
 
     Units are dealt in turn, so that one keep ratio holds for all groups, as long as everything fits; a
-    group whose next unit does not fit is passed over from then on. In the end no unit of any group
-    could be added. Residual groups stay whole where the internal ones alone come within the budget,
+    group whose next unit does not fit is passed over from then on, so that in the end nothing could be
+    added to any. Residual groups stay whole where the internal ones alone come within the budget,
     unless a keep ratio is asked for, which all groups have. Widths are multiples of `budget.multiple`,
     or of the largest half, quarter, ... of it that leaves a group a choice, or a network within the
     budget at all.
