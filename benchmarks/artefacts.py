@@ -32,10 +32,10 @@ from PIL import Image
 from torch import nn
 
 from client.artefacts.exporting import Judges, export_artefact
-from client.artefacts.facts import processor
 from client.artefacts.int8 import quantised
 from client.artefacts.runnable import Logits, onnx_logits, onnx_session, version_of
 from client.export import SavedNetwork, checked_graph
+from client.processor import processor
 from common.adaptation import adapt_network
 from common.backbone import Backbone, read_weights
 from common.command_line import show
@@ -320,7 +320,7 @@ def keep(record: Path, found: Mapping[str, Any]) -> None:
         "command": " ".join(
             ["python -m benchmarks.artefacts", sys.argv[1], *_without_paths(sys.argv[2:])]
         ),
-        "processor": processor(),
+        "processor": f"{processor()} ({platform.machine()})",
         "python": platform.python_version(),
         "versions": [version_of(name) for name in ("torch", "timm", "onnxruntime", "onnx")],
         **found,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from client.processor import processor
 from common.budget import LatencyTable
 from common.errors import InputError, MismatchError
 from common.files import read_whole, write_whole
 
 FORMAT = 1
-CPU_INFO = Path("/proc/cpuinfo")
-PROCESSOR_LINES = ("model name", "hardware", "cpu model")
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Device:
     @classmethod
     def here(cls, runtime: str, threads: int) -> Device:
         """This device."""
-        return cls(platform.machine(), _processor(), threads, runtime)
+        return cls(platform.machine(), processor(), threads, runtime)
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
@@ -82,18 +80,6 @@ def read_latency_table(path: Path) -> MeasuredTable:
             f"({here.machine}): measure it with `maskvote-client benchmark`"
         )
     return table
-
-
-def _processor() -> str:
-    """The processor's name as the system has it; "" where it has none."""
-    try:
-        lines = CPU_INFO.read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    named: Mapping[str, str] = {
-        key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
-    }
-    return next((named[key] for key in PROCESSOR_LINES if named.get(key)), platform.processor())
 
 
 def _reason(error: Exception) -> str:

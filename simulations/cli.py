@@ -230,12 +230,11 @@ def _run_fleet(
     began = time.perf_counter()
     library = directory / "library.db"
     pool, backbone = seeds[0][0], seeds[0][0].backbone
-    every_class = TaskChoice("all", tuple(range(len(pool.names))))
     found_library(
         library,
         backbone,
         read_weights(checkpoint, backbone),
-        pool.task(every_class, owners=2, images=max(1, 2000 // len(pool.names))).train,
+        pool.task(pool.all_classes, owners=2, images=max(1, 2000 // len(pool.names))).train,
         seed=settings.seed,
     ).close()
     total = len(seeds) + len(devices)

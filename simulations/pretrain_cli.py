@@ -24,7 +24,6 @@ from server.model_options import model_options
 from simulations.pools import open_pool
 from simulations.pretraining import PretrainingSettings, pretrain
 from simulations.stages import Watch, stages
-from simulations.tasks import TaskChoice
 from simulations.tasks import Watch as CountWatch
 
 
@@ -101,7 +100,7 @@ def pretrain_command(
 
 def _all_classes(data: str, backbone: Backbone, watch: CountWatch) -> Task:
     pool = open_pool(data, backbone, watch)
-    return pool.task(TaskChoice("all", tuple(range(len(pool.names)))))
+    return pool.task(pool.all_classes)
 
 
 def _teacher(

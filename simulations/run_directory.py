@@ -265,8 +265,7 @@ class RunDirectory:
         """The library without entries; its probe is fitted to some of its own side's images."""
         file = self.path / "library.db"
         if not file.exists():
-            everything = TaskChoice("all", tuple(range(len(self.pool.names))))
-            images = self.pool.task(everything, owners=2, owner=0, images=20).train
+            images = self.pool.task(self.pool.all_classes, owners=2, owner=0, images=20).train
             found_library(file, self.backbone, self.weights, images).close()
         groups = [[group.name, group.units] for group in self.structure.groups]
         write_whole(self.path / "structure.json", json.dumps({"groups": groups}).encode())
@@ -313,8 +312,7 @@ class RunDirectory:
         if not self.settings.public:
             raise InputError("this run has no public images to heal on; begin one with --public")
         pool = open_pool(self.settings.public, self.backbone)
-        everything = TaskChoice("public", tuple(range(len(pool.names))))
-        images = pool.task(everything, images=max(2, PUBLIC_IMAGES // len(pool.names))).train
+        images = pool.task(pool.all_classes, images=max(2, PUBLIC_IMAGES // len(pool.names))).train
         file = self.path / "public.safetensors"
         if not file.exists():
             found = PublicImages.of(self.backbone, self.weights, images, watch)

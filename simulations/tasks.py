@@ -50,6 +50,11 @@ class ClassPool:
     evaluation: tuple[Tensor, ...]
     backbone: Backbone
 
+    @property
+    def all_classes(self) -> TaskChoice:
+        """The task of every class."""
+        return TaskChoice("all", tuple(range(len(self.names))))
+
     def task(
         self, choice: TaskChoice, *, owners: int = 1, owner: int = 0, images: int | None = None
     ) -> Task:

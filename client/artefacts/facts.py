@@ -7,7 +7,6 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from client.artefacts.runnable import Logits
 from client.artefacts.transform import COLOURS, Transform
 from client.export import SavedNetwork
+from client.processor import processor
 from common.fitting import BATCH
 from common.task_data import LabelledImages
 
@@ -82,7 +82,7 @@ def latency_of(logits: Logits, size: Sequence[int], runtime: str, threads: int) 
         "runs": len(times),
         "runtime": runtime,
         "threads": threads,
-        "processor": processor(),
+        "processor": f"{processor() or 'unknown'} ({platform.machine()})",
     }
 
 
@@ -93,18 +93,6 @@ def found_by(logits: Logits, images: LabelledImages, indices: Tensor, done: Done
         parts.append(torch.from_numpy(logits(images.batch(part).numpy()).argmax(axis=1)))
         done(len(part))
     return torch.cat(parts)
-
-
-def processor() -> str:
-    """What this machine's processor calls itself."""
-    try:
-        told = Path("/proc/cpuinfo").read_text(errors="replace")
-        named = [
-            line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")
-        ]
-    except OSError:
-        named = []
-    return f"{named[0] if named else platform.processor() or 'unknown'} ({platform.machine()})"
 
 
 def _version(package: str) -> str | None:

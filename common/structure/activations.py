@@ -26,9 +26,8 @@ class Activations:
     def __init__(self, graph: torch.fx.Graph) -> None:
         self._tensor_of: dict[torch.fx.Node, torch.fx.Node] = {}
         self._computed: dict[torch.fx.Node, Labelled] = {}
-        order = {node: at for at, node in enumerate(graph.nodes)}
         self._last: dict[torch.fx.Node, int] = {}
-        self._order = order
+        self._order = {node: at for at, node in enumerate(graph.nodes)}
 
     def note(self, node: torch.fx.Node, value: Any) -> None:
         """A node of the graph, in its order, and its labels: None for what is no activation."""
