@@ -47,7 +47,7 @@ def measure(model: str, keep_ratio: float) -> dict[str, object]:
     contribution = Contribution("0" * 32, mask, 0.5, 0.6, 50)
     subnetwork = SubNetwork.of(backbone, weights, mask)
     message, payload = encode_assignment(
-        Assignment("0" * 32, "smsp", "vote", mask, counts, 0, (), subnetwork)
+        Assignment("0" * 32, CLASSES, "smsp", "vote", mask, counts, 0, (), subnetwork)
     )
     kept = sum(t.numel() * t.element_size() for t in subnetwork.weights.values())
     return {

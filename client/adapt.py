@@ -68,11 +68,18 @@ def adapt_assignment(
 ) -> tuple[Adapted, Contribution]:
     """Adapt the sub-network to the task in a few iterations, and find the mask to give back.
 
-    The assignment's own tensors are tuned: for another attempt it is decoded again.
+    The assignment's own tensors are tuned: for another attempt it is decoded again. MismatchError if
+    classes came or went since the task was described.
     Every unit that the device holds was ranked while it tuned; the contributed mask keeps the best,
     the assignment's target of every group. With rounds to do (MVP), the network itself is pruned
     down to them on the way.
     """
+    if len(task.classes) != assignment.classes:
+        raise MismatchError(
+            f"the network was assigned to a task of {assignment.classes} classes, the images are of "
+            f"{len(task.classes)} ({', '.join(task.classes[:5])}); put the images back as they were, or "
+            "describe the task again"
+        )
     backbone = assignment.subnetwork.backbone
     adapted = adapt_network(
         assignment.subnetwork.network(len(task.classes)),

@@ -15,7 +15,7 @@ from common.backbone import Backbone
 from common.budget import Budget
 from common.errors import InputError, MismatchError
 from common.mask import Mask
-from common.signature import Probe, TaskSignature
+from common.signature import MAX_CLASSES, Probe, TaskSignature
 from common.structure import Structure
 from common.subnetwork import SubNetwork
 
@@ -149,12 +149,13 @@ Origin = Literal["vote", "importance"]
 class Choice:
     """Which sub-network a device is assigned, and how far it is to be pruned down; not yet its weights.
 
-    `target` are the units per group that the contributed mask keeps, at most those of `mask`: what the
-    device drops, and what it does not, is what the library learns. With `rounds` above 0 (up to 1000)
+    It is for a task of so many `classes` as the device described. `target` are the units per group that
+    the contributed mask keeps, at most those of `mask`: what the device drops, and what it does not, is what the library learns. With `rounds` above 0 (up to 1000)
     the network itself is pruned down to it (MVP); with 0 it stays (SMSP).
     """
 
     request_id: str
+    classes: int
     method: Method
     origin: Origin
     mask: Mask
@@ -164,6 +165,8 @@ class Choice:
 
     def __post_init__(self) -> None:
         check_request_id(self.request_id)
+        if not 2 <= self.classes <= MAX_CLASSES:
+            raise InputError(f"a choice for {self.classes} classes; from 2 to {MAX_CLASSES} make a task")
         if not 0 <= self.rounds <= MAX_ROUNDS:
             raise InputError(f"{self.rounds} rounds of pruning; they are 0 to {MAX_ROUNDS}")
         held = self.mask.counts

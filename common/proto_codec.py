@@ -141,6 +141,7 @@ def decode_assignment(message: bytes, payload: Data, structure: Structure) -> ex
     subnetwork = SubNetwork.from_bytes(payload, structure)
     assignment = exchange.Assignment(
         request_id=hexadecimal(parsed.request_id, REQUEST_ID_BYTES, "request id"),
+        classes=parsed.classes,
         method=named(METHODS, parsed.method, "method"),
         origin=named(ORIGINS, parsed.origin, "origin"),
         mask=mask,
@@ -156,6 +157,7 @@ def decode_assignment(message: bytes, payload: Data, structure: Structure) -> ex
 def _choice_message(choice: exchange.Choice) -> pb.Assignment:
     return pb.Assignment(
         request_id=bytes.fromhex(choice.request_id),
+        classes=choice.classes,
         method=METHODS[choice.method],
         origin=ORIGINS[choice.origin],
         mask=mask_message(choice.mask),

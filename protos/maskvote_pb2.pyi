@@ -119,7 +119,7 @@ class LatencyTable(_message.Message):
     def __init__(self, structure: _Optional[bytes] = ..., flops: _Optional[_Iterable[int]] = ..., milliseconds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("request_id", "method", "origin", "mask", "target", "rounds", "neighbours", "subnetwork")
+    __slots__ = ("request_id", "method", "origin", "mask", "target", "rounds", "neighbours", "subnetwork", "classes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class Assignment(_message.Message):
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     SUBNETWORK_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     method: Method
     origin: Origin
@@ -136,7 +137,8 @@ class Assignment(_message.Message):
     rounds: int
     neighbours: _containers.RepeatedCompositeFieldContainer[Neighbour]
     subnetwork: Payload
-    def __init__(self, request_id: _Optional[bytes] = ..., method: _Optional[_Union[Method, str]] = ..., origin: _Optional[_Union[Origin, str]] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., target: _Optional[_Iterable[int]] = ..., rounds: _Optional[int] = ..., neighbours: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ..., subnetwork: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
+    classes: int
+    def __init__(self, request_id: _Optional[bytes] = ..., method: _Optional[_Union[Method, str]] = ..., origin: _Optional[_Union[Origin, str]] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., target: _Optional[_Iterable[int]] = ..., rounds: _Optional[int] = ..., neighbours: _Optional[_Iterable[_Union[Neighbour, _Mapping]]] = ..., subnetwork: _Optional[_Union[Payload, _Mapping]] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Neighbour(_message.Message):
     __slots__ = ("entry", "similarity")

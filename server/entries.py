@@ -117,6 +117,7 @@ class StoredAssignment:
         """What the device is told of it, before its network is cut."""
         return Choice(
             request_id=self.description.request_id,
+            classes=self.description.signature.classes,
             method=self.description.method,
             origin=self.origin,
             mask=self.mask,

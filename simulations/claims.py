@@ -130,16 +130,19 @@ def _library_helps(records: Sequence[Record], ours_is: Way, library_tasks: int |
         "gap between the L1 mask and dense fine-tuning, after 25 iterations"
     )
 
-    def of(entries: int) -> Values:
+    def of(entries: int, healing: Healing) -> Values:
         sized = [
             replace(r, way=replace(r.way, entries=None)) for r in records if r.way.entries == entries
         ]
-        return _values(sized, ours_is.mask, EARLY, ours_is.healing)
+        return _values(sized, ours_is.mask, EARLY, healing)
 
-    large = of(LARGE_LIBRARY) if library_tasks is None or library_tasks >= LARGE_LIBRARY else {}
+    large = {}
+    if library_tasks is None or library_tasks >= LARGE_LIBRARY:
+        large = of(LARGE_LIBRARY, ours_is.healing)
     if not large and library_tasks == LARGE_LIBRARY:
         large = _values(records, ours_is.mask, EARLY, ours_is.healing)
-    empty = of(0)
+    # An operator without a library can heal as well, for what an empty one would assign.
+    empty = of(0, "empty" if ours_is.healing == "library" else ours_is.healing)
     low, high = (_values(records, mask, EARLY, "none", among=large) for mask in ("L1", "dense"))
     both = [key for key in large if key in empty and key in low and key in high]
     gains = {key: large[key] - empty[key] for key in both}

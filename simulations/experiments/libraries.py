@@ -5,10 +5,12 @@ from simulations.way import Way
 
 LIBRARY_SIZE = Experiment(
     name="library-size",
-    question="What does a larger library bring, without healing?",
+    question="What does a larger library bring, with healing and without?",
     ways=(
         *(Way("SMSP", iterations=25, entries=size) for size in (0, 5, 20, 60, 200)),
         *(Way("MVP one-shot", iterations=25, entries=size) for size in (5, 20, 60, 200)),
+        Way("SMSP", iterations=25, entries=0, healing="empty"),
+        *(Way("SMSP", iterations=25, entries=size, healing="library") for size in (5, 20, 60, 200)),
     ),
     x="entries",
     against=Way("SMSP", iterations=25, entries=0),

@@ -14,6 +14,7 @@ from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 from client.adapt import Unkept, adapt, adapt_assignment, describe, generator_of
 from common.adaptation import Adapted
 from common.budget import Budget
+from common.errors import MismatchError
 from common.exchange import METHODS, Assignment, Contribution, Receipt
 from common.fine_tune import FineTuneSettings
 from common.fitting import accuracy
@@ -124,6 +125,14 @@ def test_images_that_judge_are_not_described(coordinator, backbone, task):
         for mine in (task, others)
     ]
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("now", ["AE", "AEWX"])
+def test_a_class_that_came_or_went_since_the_task_was_described_is_told(coordinator, backbone, task, now):
+    told = describe(coordinator.offer(), task, BUDGETS["smsp"], "smsp", new_request_id())
+    changed = glyph_task(now, backbone, seed=3)
+    with pytest.raises(MismatchError, match=f"of 3 classes, the images are of {len(now)} .A, E"):
+        adapt_assignment(coordinator.assign(told), changed, SETTINGS, torch.Generator())
 
 
 # What a device gives back

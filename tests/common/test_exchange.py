@@ -23,6 +23,7 @@ def subnetwork(offer) -> SubNetwork:
 def assignment_of(subnetwork: SubNetwork, **changes) -> Assignment:
     values = {
         "request_id": "0" * 32,
+        "classes": 5,
         "method": "mvp",
         "origin": "vote",
         "mask": subnetwork.mask,
@@ -70,6 +71,12 @@ def test_a_neighbours_similarity_outside_0_to_1_is_refused(similarity):
 def test_an_assignment_to_no_request_is_refused(subnetwork, request_id):
     with pytest.raises(InputError, match="32 hexadecimal digits"):
         assignment_of(subnetwork, request_id=request_id)
+
+
+@pytest.mark.parametrize("classes", [0, 1, 1001])
+def test_an_assignment_for_no_task_is_refused(subnetwork, classes):
+    with pytest.raises(InputError, match=f"a choice for {classes} classes; from 2 to 1000"):
+        assignment_of(subnetwork, classes=classes)
 
 
 @pytest.mark.parametrize("rounds", [-1, 1001])

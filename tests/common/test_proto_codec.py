@@ -38,7 +38,7 @@ from common.exchange import (
     TaskDescription,
 )
 from common.mask import Mask
-from common.signature import TaskSignature
+from common.signature import MAX_CLASSES, TaskSignature
 from common.structure import Group, Structure
 from common.structure.cost import Cost
 from common.subnetwork import SubNetwork
@@ -56,6 +56,7 @@ def assignment(backbone, structure, weights):
     mask = Mask.of(structure, {g.name: np.arange(g.units) % 3 == 0 for g in structure.groups})
     return Assignment(
         request_id=REQUEST_ID,
+        classes=5,
         method="mvp",
         origin="vote",
         mask=mask,
@@ -148,6 +149,7 @@ def test_an_assignment_survives_the_wire(backbone, structure, weights, data, met
     neighbours = data.draw(st.lists(st.builds(Neighbour, entries, shares), max_size=3))
     sent = Assignment(
         data.draw(request_ids),
+        data.draw(st.integers(2, MAX_CLASSES)),
         method,
         origin,
         mask,
@@ -158,7 +160,7 @@ def test_an_assignment_survives_the_wire(backbone, structure, weights, data, met
     )
     received = codec.decode_assignment(*codec.encode_assignment(sent), structure)
     assert same_network(received.subnetwork, sent.subnetwork)
-    for field in ("request_id", "method", "origin", "target", "rounds", "neighbours"):
+    for field in ("request_id", "classes", "method", "origin", "target", "rounds", "neighbours"):
         assert getattr(received, field) == getattr(sent, field), field
 
 

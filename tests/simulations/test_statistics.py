@@ -1,6 +1,7 @@
 """From records to numbers, claims and sentences, against answers worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,6 +242,23 @@ def test_the_library_claim_is_the_share_of_the_gap_that_is_closed():
     # The gap does not vary, so the share's interval is that of the gain, over the gap.
     assert claim.interval == pytest.approx(np.array(interval_of(gains)) / 0.2)
     assert claim.holds == "yes"
+
+
+def test_a_healed_library_is_held_against_what_an_operator_heals_without_one():
+    own = []
+    empty = Way("SMSP", entries=0)
+    for way, value in (
+        (L1, 0.4),
+        (Way("dense"), 0.6),
+        (empty, 0.4),
+        (replace(empty, healing="empty"), 0.46),
+        (replace(empty, healing="library"), 0.3),
+        (Way("SMSP", entries=200, healing="library"), 0.5),
+    ):
+        own += records(way, tasks(*[value] * 6), measured="at 25")
+    claim = claim_about("a library of 200 tasks", own)
+    assert claim.text.startswith("SMSP healed")
+    assert claim.value == pytest.approx(0.04 / 0.2)
 
 
 def test_recall_claims_are_shares_of_the_recall_held_against():
