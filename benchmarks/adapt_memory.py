@@ -7,7 +7,8 @@ process of its own. The peak of resident memory is the system's own figure, read
 done: what the interpreter loads in order to end, it loads after a bare import too. Of it `anonymous` is
 what no file backs, so that it cannot be dropped and read again when memory is short; the system keeps no
 peak of that, so it is what was seen a thousand times a second. The limit is three times the network's
-bytes (weights, gradients, momentum) and what autograd keeps of one batch.
+bytes (weights, gradients, momentum) and what autograd keeps of one batch. The bare loop does nothing but
+tune that network on such batches: what PyTorch itself takes for it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ BATCH, CLASSES, PARAMETERS = 32, 5, 1_000_000
 FREE_MEGABYTES = 512
 """What is free on the device that is to do: a process may hold so much beside the bare import."""
 BARE = "import torch, timm"
+BARE_LOOP = "import sys; from benchmarks.bare_loop import tune; tune(*sys.argv[1:])"
 ADAPT = "import sys; sys.argv[0] = 'maskvote-client'; from client.cli import main; main()"
 ENDING = """
 import os, sys
@@ -151,7 +153,10 @@ def measure(iterations: int) -> dict[str, Any]:
             "115 MB free": ["--max-memory", f"{least:.0f}"],
             "50 MB free": ["--max-memory", f"{bare['resident'] / 1e6 + 50:.0f}"],
         }
-        measured = {way: peaks(ADAPT, [*words, *more]) for way, more in ways.items()}
+        measured = {
+            "bare loop": peaks(BARE_LOOP, [str(directory), *map(str, (CLASSES, BATCH, iterations))])
+        }
+        measured |= {way: peaks(ADAPT, [*words, *more]) for way, more in ways.items()}
     return {
         "parameters": subnetwork.parameters,
         "network_bytes": network_bytes,
@@ -159,7 +164,7 @@ def measure(iterations: int) -> dict[str, Any]:
         "limit_bytes": limit,
         "torch": torch.__version__,
         "bare": bare,
-        "options": ways,
+        "options": {"bare loop": [], **ways},
         "measured": measured,
         "above_bare": {
             way: {kind: found[kind] - bare[kind] for kind in ("resident", "anonymous")}

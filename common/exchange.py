@@ -150,8 +150,9 @@ class Choice:
     """Which sub-network a device is assigned, and how far it is to be pruned down; not yet its weights.
 
     It is for a task of so many `classes` as the device described. `target` are the units per group that
-    the contributed mask keeps, at most those of `mask`: what the device drops, and what it does not, is what the library learns. With `rounds` above 0 (up to 1000)
-    the network itself is pruned down to it (MVP); with 0 it stays (SMSP).
+    the contributed mask keeps, at most those of `mask`: what the device drops, and what it does not, is
+    what the library learns. With `rounds` above 0 (up to 1000) the network itself is pruned down to it
+    (MVP); with 0 it stays (SMSP).
     """
 
     request_id: str

@@ -13,8 +13,9 @@ from torch.nn import functional
 from common.backbone import Backbone, features
 from common.task_data import LabelledImages
 
-BATCH = 128
-"""Images at a time where no gradient is computed, unless less is asked for."""
+BATCH = 32
+"""Images at a time where no gradient is computed, unless less is asked for: as many as tuning takes, so
+that fitting needs no more memory; larger ones save no time on CPUs."""
 SHRINKAGES = (0.03, 0.1, 0.3, 0.6, 1.0)
 """How far the covariance may be drawn to a multiple of the identity: 1 is the nearest class mean."""
 SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
