@@ -12,7 +12,7 @@ import torch
 from common.errors import InputError
 from common.fine_tune import FineTuneSettings
 from common.memory_limit import SPARE_BYTES, MemoryLimit
-from common.process_memory import MEGABYTE, forget_peak, peak_bytes, resident_bytes
+from common.process_memory import MEGABYTE, forget_peak, give_back, peak_bytes, resident_bytes
 
 IMAGE = 16 * MEGABYTE
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ def hold(images: int) -> None:
 
 def limit_of(room: float) -> MemoryLimit:
     """A limit that leaves so many bytes for what is tried, beside what is kept free in any case."""
+    give_back()  # what earlier tests left free in this process is no room
     besides = SPARE_BYTES + MemoryLimit(resident_bytes()).pixel_bytes
     return MemoryLimit(resident_bytes() + besides + room)
 
