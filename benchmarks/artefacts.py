@@ -41,12 +41,13 @@ from common.backbone import Backbone, read_weights
 from common.command_line import show
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
+from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Structure
 from common.subnetwork import cut
-from common.task_data import PixelImages, Task
+from common.task_data import Task
 from simulations.tasks import draw_tasks, read_pool
 
 SIZE = 64

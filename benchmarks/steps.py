@@ -30,12 +30,12 @@ from common.command_line import show
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
 from common.fitting import on_device_of
+from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.pruning import tune_and_rank
 from common.rebuild import rebuild
 from common.subnetwork import cut, masked
-from common.task_data import PixelImages
 
 CLASSES = 10
 CASES: Mapping[str, dict[str, Any]] = {

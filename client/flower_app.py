@@ -24,6 +24,7 @@ from common.envelope import seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError, TaskDataError
 from common.exchange import Offer
 from common.files import Data
+from common.images import PIXEL_BYTES
 from common.memory_limit import MemoryLimit
 from common.proto_codec import (
     REQUEST_ID_BYTES,
@@ -34,7 +35,7 @@ from common.proto_codec import (
 )
 from common.record_codec import Measured, message_of, pack, payload_of
 from common.settings import DeviceSettings, device_settings
-from common.task_data import PIXEL_BYTES, Task, load_folder
+from common.task_data import Task, load_folder
 
 __all__ = ["DeviceSettings", "app", "client_app"]
 

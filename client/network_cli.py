@@ -18,7 +18,8 @@ from client.task_options import JSON, PATH
 from common.command_line import progress, show, show_json
 from common.errors import MismatchError
 from common.fitting import BATCH, on_device_of
-from common.task_data import LabelledImages, Task, load_folder
+from common.images import LabelledImages
+from common.task_data import Task, load_folder
 
 NETWORK = click.option(
     "--network",

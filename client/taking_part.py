@@ -23,8 +23,9 @@ from common.command_line import progress
 from common.errors import InputError
 from common.exchange import Offer, Receipt, TaskDescription
 from common.fine_tune import FineTuneSettings
+from common.images import LabelledImages
 from common.proto_codec import REQUEST_ID_BYTES
-from common.task_data import LabelledImages, Task
+from common.task_data import Task
 
 
 @dataclass

@@ -20,9 +20,11 @@ from common.command_line import settings_option
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import METHODS, Method
+from common.images import PIXEL_BYTES
 from common.memory_limit import MemoryLimit
 from common.privacy import DEFAULT_DELTA, Privacy
-from common.task_data import PIXEL_BYTES, Task, load_folder, load_torchvision
+from common.task_data import Task, load_folder
+from common.torchvision_data import load_torchvision
 
 PATH = click.Path(path_type=Path)
 
@@ -78,13 +80,14 @@ class Asked:
     def task(self, backbone: Backbone, max_memory: float | None = None) -> Task:
         """The task. TaskDataError where the data is no use.
 
-        Of a folder as many images are kept decoded as a memory limit, in bytes, leaves room for.
+        As many images are kept decoded as a memory limit, in bytes, leaves room for.
         """
+        pixels = PIXEL_BYTES if max_memory is None else MemoryLimit(max_memory).pixel_bytes
         if not self._of_torchvision:
-            pixels = PIXEL_BYTES if max_memory is None else MemoryLimit(max_memory).pixel_bytes
             return load_folder(Path(self.data), backbone, pixels)
         _, name, *root = self.data.split(":", 2)
-        return load_torchvision(name, Path(root[0] if root else "."), backbone)
+        found = load_torchvision(name, Path(root[0] if root else "."), backbone, pixels)
+        return Task(found.classes, found.train, found.evaluation)
 
 
 @dataclass(frozen=True)

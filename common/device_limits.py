@@ -14,10 +14,11 @@ from common.deadline import Deadline
 from common.fine_tune import FineTuneSettings
 from common.fitting import BATCH, Fitted, classified, on_device_of
 from common.gradients import add_gradients
+from common.images import LabelledImages
 from common.importance import RANKING_BATCHES
 from common.memory_limit import MemoryLimit
 from common.process_memory import MEGABYTE
-from common.task_data import LabelledImages, Task
+from common.task_data import Task
 
 FEATURE_BYTES = 4
 """Of a feature's value, as the network gives it."""

@@ -15,7 +15,7 @@ from common.backbone import Backbone
 from common.deadline import Deadline
 from common.errors import InputError
 from common.gradients import PRECISIONS, Precision, add_gradients, parts_of
-from common.task_data import LabelledImages, batches
+from common.images import LabelledImages, batches
 
 Tuned = Literal["all", "head"]
 TUNED: tuple[Tuned, ...] = get_args(Tuned)

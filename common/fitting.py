@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.backbone import Backbone, features
-from common.task_data import LabelledImages
+from common.images import LabelledImages
 
 BATCH = 32
 """Images at a time where no gradient is computed, unless less is asked for: as many as tuning takes, so

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.fitting import on_device_of
-from common.task_data import LabelledImages
+from common.images import LabelledImages
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -8,9 +8,9 @@ from torch import nn
 
 from common.backbone import Weights
 from common.gradients import Precision, add_gradients
+from common.images import LabelledImages, batches
 from common.mask import Mask, Scores
 from common.structure import Structure
-from common.task_data import LabelledImages, batches
 
 RANKING_BATCHES = 10
 """Mini-batches for scores that no tuning gives: enough for their order to settle."""

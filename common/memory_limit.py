@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from common.errors import InputError
+from common.images import PIXEL_BYTES
 from common.process_memory import (
     MEGABYTE,
     forget_peak,
@@ -15,7 +16,6 @@ from common.process_memory import (
     peak_bytes,
     resident_bytes,
 )
-from common.task_data import PIXEL_BYTES
 
 PIXELS_SHARE = 1 / 64
 """Of the limit, for decoded images that are kept: at 64 x 64 some 1,600 images of a limit of 1.2 GB."""

@@ -12,11 +12,11 @@ from common.backbone import Backbone
 from common.deadline import Deadline
 from common.errors import InputError
 from common.fine_tune import FineTuneSettings, Tuning, fine_tune, only_tuned
+from common.images import LabelledImages
 from common.importance import Taylor, rank
 from common.mask import Mask, Scores
 from common.rebuild import rebuild
 from common.subnetwork import cut
-from common.task_data import LabelledImages
 
 
 @dataclass(frozen=True)

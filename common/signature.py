@@ -15,10 +15,10 @@ from common.directions import principal_directions
 from common.errors import MismatchError, SignatureError
 from common.files import Data
 from common.fitting import BATCH, all_features, features_by_batch
+from common.images import LabelledImages
 from common.privacy import Privacy, noised_sums
 from common.structure import Structure
 from common.subnetwork import SubNetwork
-from common.task_data import LabelledImages
 
 VERSION = 1
 MAX_CLASSES = 1000

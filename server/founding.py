@@ -15,6 +15,7 @@ from common.errors import UnsupportedModel
 from common.exchange import Offer
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features, recalibrate_batch_norm
+from common.images import LabelledImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.pruning import PruningSettings
@@ -22,7 +23,7 @@ from common.rebuild import rebuild
 from common.signature import Probe
 from common.structure import Kind
 from common.subnetwork import SubNetwork
-from common.task_data import LabelledImages, Task
+from common.task_data import Task
 from server.budget import allot
 from server.library import Entry, Library, seed_entry
 from server.proved_table import proved_table

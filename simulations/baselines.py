@@ -15,11 +15,11 @@ from torch.nn import functional
 from common.adaptation import Adapted
 from common.backbone import Backbone, Weights
 from common.fitting import accuracy, fit, on_device_of, start_from_means
+from common.images import batches
 from common.importance import RANKING_BATCHES, magnitude, rank
 from common.mask import Mask, Scores
 from common.pruning import Pruned, PruningSettings
 from common.structure import Structure
-from common.task_data import batches
 from simulations.contest import Contest
 
 Choose = Callable[[Contest], Mask]

@@ -136,7 +136,7 @@ def _library_helps(records: Sequence[Record], ours_is: Way, library_tasks: int |
         ]
         return _values(sized, ours_is.mask, EARLY, healing)
 
-    large = {}
+    large: Values = {}
     if library_tasks is None or library_tasks >= LARGE_LIBRARY:
         large = of(LARGE_LIBRARY, ours_is.healing)
     if not large and library_tasks == LARGE_LIBRARY:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from common.backbone import Backbone
 from common.files import write_whole
-from common.task_data import PixelImages
+from common.images import PixelImages
 from simulations.glyphs import SCRIPTS, SEEN, UNSEEN, digits, render
 from simulations.pretraining import PretrainingSettings, pretrain
 from simulations.tasks import ClassPool, TaskChoice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
-from common.task_data import load_torchvision
+from common.torchvision_data import load_torchvision
 from simulations.glyphs import SCRIPTS, SEEN, UNSEEN, render
 from simulations.tasks import ClassPool, Watch, read_pool
 
@@ -53,9 +54,9 @@ def _glyphs(scripts: tuple[str, ...], backbone: Backbone) -> ClassPool:
 
 def _by_class(name: str, root: Path, backbone: Backbone) -> ClassPool:
     """A data set of torchvision, its images by class. Its test images judge."""
-    task = load_torchvision(name, root, backbone)
-    parts = []
-    for images in (task.train, task.evaluation):
-        pixels, labels = images.pixels, images.labels  # type: ignore[attr-defined]
-        parts.append(tuple(pixels[labels == k] for k in range(len(task.classes))))
-    return ClassPool(task.classes, parts[0], parts[1], backbone)
+    found = load_torchvision(name, root, backbone, pixel_bytes=sys.maxsize)
+    train, evaluation = (
+        tuple(images.read(torch.nonzero(images.labels == k).flatten()) for k in range(len(found.classes)))
+        for images in (found.train, found.evaluation)
+    )
+    return ClassPool(found.classes, train, evaluation, backbone)

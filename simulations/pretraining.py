@@ -15,7 +15,7 @@ from torch.nn import functional
 from common.backbone import Backbone, features
 from common.errors import InputError
 from common.fitting import on_device_of
-from common.task_data import LabelledImages, batches
+from common.images import LabelledImages, batches
 from server.healing.heal import PublicImages
 
 DISTILLATION = 2.0

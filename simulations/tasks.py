@@ -13,7 +13,8 @@ from torch import Tensor
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
-from common.task_data import IMAGE_SUFFIXES, PixelImages, Task, pixel_transform, read_pixels
+from common.images import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
+from common.task_data import Task
 from simulations.domains import DOMAINS
 
 Watch = Callable[[int, int], None]

@@ -4,7 +4,8 @@ import timm
 import torch
 
 from common.backbone import Backbone, Weights
-from common.task_data import PixelImages, Task
+from common.images import PixelImages
+from common.task_data import Task
 from simulations.glyphs import render
 
 

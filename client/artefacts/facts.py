@@ -20,7 +20,7 @@ from client.artefacts.transform import COLOURS, Transform
 from client.export import SavedNetwork
 from client.processor import processor
 from common.fitting import BATCH
-from common.task_data import LabelledImages
+from common.images import LabelledImages
 
 WARM_UPS, RUNS, SECONDS = 3, 50, 2.0
 """Latency is the median of so many runs, or of as many as so many seconds allow."""

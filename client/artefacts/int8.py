@@ -19,7 +19,7 @@ from torch import Tensor
 from client.artefacts.runnable import import_for, onnx_logits, onnx_session
 from client.export import quiet
 from common.errors import UnsupportedModel
-from common.task_data import LabelledImages
+from common.images import LabelledImages
 
 CALIBRATION_IMAGES = 256
 """At most so many training images, of all classes alike, tell the ranges of activations."""

@@ -1,6 +1,6 @@
 """Transform: an image file's pixels as a network takes them, by numpy and Pillow alone.
 
-Bit for bit what `common.task_data.pixel_transform` and the normalisation there give: torchvision resizes
+Bit for bit what `common.images.pixel_transform` and the normalisation there give: torchvision resizes
 Pillow's images with Pillow too, so that only its sizes and offsets have to be the same.
 """
 

@@ -23,11 +23,11 @@ from torch.func import functional_call
 from common.backbone import Backbone, Weights, features
 from common.errors import InputError, TaskDataError
 from common.fitting import all_features, on_device_of
+from common.images import LabelledImages, batches
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.selection import Selection
 from common.subnetwork import cut
-from common.task_data import LabelledImages, batches
 
 Watch = Callable[[int, int], None]
 """Called with what is done and what there is to do."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.backbone import Backbone, Weights
 from common.errors import TaskDataError
-from common.task_data import IMAGE_SUFFIXES, FileImages
+from common.images import IMAGE_SUFFIXES, FileImages
 from server.healing.heal import PublicImages, Watch
 from server.healing.store import HealedStore
 

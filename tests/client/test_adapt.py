@@ -18,6 +18,7 @@ from common.errors import MismatchError
 from common.exchange import METHODS, Assignment, Contribution, Receipt
 from common.fine_tune import FineTuneSettings
 from common.fitting import accuracy
+from common.images import PixelImages
 from common.mask import Mask
 from common.proto_codec import decode_assignment, encode_assignment
 from common.pruning import PruningSettings
@@ -325,7 +326,8 @@ def test_classes_of_a_single_image_and_tasks_of_two_classes_are_adapted_to(
 ):
     characters = "AEW"[: len(images)]
     some = torch.cat([torch.arange(number) + 40 * k for k, number in enumerate(images)])
-    train = glyph_images(characters, 40, backbone, seed=0).subset(some)
+    drawn = glyph_images(characters, 40, backbone, seed=0)
+    train = PixelImages(drawn.pixels[some], drawn.labels[some], backbone)
     task = replace(glyph_task(characters, backbone, each=1), train=train)
     assert Counter(task.train.labels.tolist()) == dict(enumerate(images))
     outcome = run(coordinator, task, method, settings=replace(SETTINGS, iterations=5))

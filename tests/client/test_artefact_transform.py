@@ -12,7 +12,7 @@ from client.artefacts.image_files import SUFFIXES
 from client.artefacts.transform import INTERPOLATIONS, LARGEST_PIXELS, Transform
 from common.backbone import Backbone
 from common.errors import InputError, TaskDataError
-from common.task_data import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
+from common.images import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
 
 SIZES = [(64, 64), (37, 90), (90, 37), (21, 20), (500, 33), (7, 5), (64, 65), (33, 64)]
 """Width and height: larger and smaller than the input, of all proportions."""

@@ -13,8 +13,8 @@ from grpc_server import PLENTY, running_server
 from client.outcome import tell
 from common.budget import Budget
 from common.envelope import seal, unseal
+from common.images import FileImages
 from common.proto_codec import decode_task_description, encode_offer
-from common.task_data import FileImages
 from server import tokens
 from server.serving import ServeSettings
 

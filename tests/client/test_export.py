@@ -26,11 +26,11 @@ from client.export import (
 )
 from common.backbone import Backbone
 from common.errors import InputError, TaskDataError, UnsupportedModel, WeightsError
+from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.subnetwork import SubNetwork
-from common.task_data import PixelImages
 from common.tensor_file import read_tensors, write_tensors
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3}

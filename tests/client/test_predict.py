@@ -20,11 +20,11 @@ from client.artefacts.exporting import export_artefact
 from client.export import SavedNetwork, load_network, save_network
 from client.network_cli import classified
 from common.backbone import Backbone
+from common.images import FileImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.subnetwork import cut
-from common.task_data import FileImages
 
 ROOT = Path(__file__).parents[2]
 TORCH = ("torch", "torchvision", "timm", "flwr", "grpc", "onnx", "safetensors")

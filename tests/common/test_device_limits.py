@@ -11,9 +11,10 @@ from toys import Example, example, random_mask, task_of
 from common.adaptation import Adapted, adapt_network
 from common.deadline import Deadline
 from common.fine_tune import FineTuneSettings, fine_tune, only_tuned
+from common.images import PixelImages
 from common.pruning import PruningSettings
 from common.subnetwork import SubNetwork
-from common.task_data import PixelImages, Task
+from common.task_data import Task
 
 SETTINGS = FineTuneSettings(iterations=100_000, batch_size=12, learning_rate=0.01)
 

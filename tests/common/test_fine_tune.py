@@ -6,6 +6,7 @@ from toys import Example, example, images_of, task_of
 
 from common.errors import InputError
 from common.fine_tune import FineTuneSettings, batches, fine_tune
+from common.images import PixelImages
 from common.mask import Mask
 from common.subnetwork import SubNetwork
 
@@ -130,7 +131,8 @@ def test_no_iterations_change_nothing_and_have_no_loss(ours):
 
 def test_a_single_image_is_tuned_on_with_the_statistics_there_are(ours):
     """Batch norm cannot take those of one image: at one pixel it would have no spread."""
-    one = images_of(ours.backbone, per_class=1).subset(torch.tensor([0]))
+    images = images_of(ours.backbone, per_class=1)
+    one = PixelImages(images.pixels[:1], images.labels[:1], ours.backbone)
     network = network_of(ours)
     before = network.bn1.running_mean.clone()
     fine_tune(network, one, FineTuneSettings(iterations=2), generator())

@@ -7,13 +7,9 @@ from PIL import Image
 from toys import example, images_of
 
 from common.errors import TaskDataError
-from common.task_data import (
-    HELD_OUT_SHARE,
-    PixelImages,
-    Task,
-    load_folder,
-    load_torchvision,
-)
+from common.images import PixelImages
+from common.task_data import HELD_OUT_SHARE, Task, load_folder
+from common.torchvision_data import load_torchvision
 
 SIZE = 32
 
@@ -224,14 +220,6 @@ def test_pixels_of_another_size_or_type_are_refused(backbone):
         PixelImages(torch.zeros(2, 3, 32, 32), labels, backbone)
 
 
-def test_a_subset_has_the_chosen_images_and_labels_in_order(backbone):
-    images = images_of(backbone, per_class=2)
-    part = images.subset(torch.tensor([4, 1]))
-    assert part.labels.tolist() == images.labels[[4, 1]].tolist()
-    assert torch.equal(part.batch(torch.tensor([0])), images.batch(torch.tensor([4])))
-    assert len(images) == 6
-
-
 def test_a_task_needs_two_classes_and_training_images_of_each(backbone):
     images = images_of(backbone, per_class=2)
     with pytest.raises(TaskDataError, match="a task of 1 class"):
@@ -259,8 +247,21 @@ def write_mnist(root, count: int = 4) -> None:
 def test_classes_that_a_data_set_names_but_does_not_bring_are_told(tmp_path, backbone):
     """These files hold zeros and ones; MNIST names ten digits."""
     write_mnist(tmp_path)
+    found = load_torchvision("MNIST", tmp_path, backbone)
     with pytest.raises(TaskDataError, match="no training image of class 2 - two, 3 - three"):
-        load_torchvision("MNIST", tmp_path, backbone)
+        Task(found.classes, found.train, found.evaluation)
+
+
+def test_no_more_images_of_a_data_set_are_kept_decoded_than_fit(tmp_path, backbone):
+    write_mnist(tmp_path, count=20)
+    free, bounded = (
+        load_torchvision("MNIST", tmp_path, backbone, kept * 3 * SIZE * SIZE, download=False)
+        for kept in (100, 3)
+    )
+    everything = torch.arange(20)
+    assert torch.equal(free.train.batch(everything), bounded.train.batch(everything))
+    assert len(bounded.train._cache._pixels) == 3
+    assert len(free.train._cache._pixels) == 22  # both parts
 
 
 def test_a_data_set_of_torchvision_is_read_by_its_name_from_its_own_files(tmp_path, backbone):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.backbone import Backbone, Weights
+from common.images import PixelImages
 from common.mask import Mask
 from common.structure import Group, Member, Structure, discover
 from common.structure.cost import Cost
-from common.task_data import PixelImages, Task
+from common.task_data import Task
 
 INPUT = (3, 2, 2)
 

@@ -8,9 +8,9 @@ from healing_tasks import healed_backbone, mask_of
 
 from common.backbone import weights_digest
 from common.budget import Budget
+from common.images import PixelImages
 from common.mask import Mask
 from common.subnetwork import SubNetwork, cut
-from common.task_data import PixelImages
 from server.coordinator import Coordinator
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings, PublicImages

@@ -11,8 +11,8 @@ from PIL import Image
 from common.backbone import Backbone, read_weights
 from common.errors import InputError
 from common.fitting import accuracy, all_features
+from common.images import PixelImages
 from common.rebuild import rebuild
-from common.task_data import PixelImages
 from server.healing.heal import PublicImages
 from simulations.cli import cli
 from simulations.glyphs import SCRIPTS, render
