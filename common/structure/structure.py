@@ -341,7 +341,8 @@ def _from_runs(runs: Sequence[int]) -> np.ndarray:
     if numbers.ndim != 1:
         raise ValueError("runs are not one list of numbers")
     firsts, lengths, steps = numbers.reshape(-1, 3).T
-    if (lengths < 1).any() or lengths.sum() > MAX_INDICES:
+    # Each for itself too: the sum of a few that are too long wraps around to a small number.
+    if (lengths < 1).any() or (lengths > MAX_INDICES).any() or lengths.sum() > MAX_INDICES:
         raise ValueError(f"runs of {lengths.tolist()[:5]} indices; each has 1, all {MAX_INDICES} at most")
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return (np.repeat(firsts, lengths) + np.repeat(steps, lengths) * within).astype(np.int32)
