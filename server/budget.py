@@ -106,8 +106,14 @@ def _turns(sizes: Sequence[int], steps: Sequence[int], start: Counts) -> np.ndar
 
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `count` that fits, where 0 does and none fits above one that does not."""
-    low, high = 0, count
+    """The largest number up to `count` that fits, where 0 does and none fits above one that does not.
+
+    Sought from 1 up in doubling strides, as after the first time little is left that fits.
+    """
+    low, high = 0, 1
+    while high <= count and fits(high):
+        low, high = high, 2 * high
+    high = min(high - 1, count)
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):

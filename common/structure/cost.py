@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_INDICES = 2**24
+"""A tensor's dimension is not larger, nor are there more classes: what says otherwise is not read."""
+MAX_COST = 2**63 - 1
+"""What the whole network may cost, with so many classes: what says otherwise is not read."""
+
+Axis = tuple[int, tuple[tuple[int, int], ...]]
+"""How many indices remain: those that are never cut, and (group, indices of one unit) of each group."""
+
 
 @dataclass(frozen=True)
 class Term:
     """constant x product over axes of (solid + sum over groups of per_unit x kept units)."""
 
     constant: int
-    axes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+    axes: tuple[Axis, ...]
 
     def at(self, kept: Sequence[int]) -> int:
         """The term for a number of kept units in every group."""
@@ -19,6 +27,12 @@ class Term:
         for solid, parts in self.axes:
             value *= solid + sum(per_unit * int(kept[group]) for group, per_unit in parts)
         return value
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All factors and summands that it is made of."""
+        of_axes = [n for solid, parts in self.axes for n in (solid, *(each for _, each in parts))]
+        return self.constant, *of_axes
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,26 @@ class Cost:
         """The cost of keeping so many units of every group, with so many classes."""
         per_class = sum(term.at(kept) for term in self.per_class)
         return sum(term.at(kept) for term in self.terms) + classes * per_class
+
+    def to_lists(self) -> list:
+        """The cost as nested lists of numbers, for JSON."""
+        return [[[t.constant, t.axes] for t in terms] for terms in (self.terms, self.per_class)]
+
+    @classmethod
+    def from_lists(cls, data: list) -> Cost:
+        """The cost of such lists; TypeError or ValueError where they are none."""
+        terms, per_class = data
+        return cls(_terms(terms), _terms(per_class))
+
+
+def _terms(data: list) -> tuple[Term, ...]:
+    return tuple(
+        Term(
+            int(constant),
+            tuple((int(solid), tuple((int(g), int(n)) for g, n in parts)) for solid, parts in axes),
+        )
+        for constant, axes in data
+    )
 
 
 def merged(terms: Sequence[Term]) -> tuple[Term, ...]:

@@ -12,12 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import InputError, MismatchError
-from common.structure.cost import Cost, Term, largest, merged
+from common.structure.cost import MAX_COST, MAX_INDICES, Cost, Term, largest, merged
+from common.structure.cost_arrays import CostArrays
 
 FORMAT = 2
-
-MAX_INDICES = 2**24
-"""A tensor's dimension is not larger than that: what says otherwise is not read."""
 
 Kind = Literal["internal", "residual"]
 KINDS: tuple[Kind, ...] = ("internal", "residual")
@@ -90,7 +88,7 @@ class Structure:
         if len(set(names)) != len(names):
             problems.append("two groups have one name")
         for group in self.groups:
-            if group.units < 1 or group.kind not in KINDS:
+            if not 1 <= group.units <= MAX_INDICES or group.kind not in KINDS:
                 problems.append(f"{group.name} has {group.units} units and is {group.kind!r}")
             for numbers in {id(m.unit_of): m.unit_of for m in group.members}.values():
                 if (
@@ -99,9 +97,15 @@ class Structure:
                     or not (numbers.min() >= -1 and numbers.max() < group.units)
                 ):
                     problems.append(f"{group.name} numbers units that it has not")
+        if not 0 <= self.classes <= MAX_INDICES:
+            problems.append(f"it has {self.classes} classes")
         terms = [term for cost in self.costs for term in (*cost.terms, *cost.per_class)]
         if any(not 0 <= g < len(names) for term in terms for _, parts in term.axes for g, _ in parts):
             problems.append("a cost names a group that there is not")
+        elif any(not 0 <= number <= MAX_COST for term in terms for number in term.numbers):
+            problems.append(f"a cost has a number outside 0 to {MAX_COST}")
+        elif any(cost.at(self.sizes, MAX_INDICES) > MAX_COST for cost in self.costs):
+            problems.append(f"a cost of the whole network is above {MAX_COST}")
         if problems:
             raise InputError(f"this is no structure: {'; '.join(problems[:5])}; fetch it again")
 
@@ -143,21 +147,15 @@ class Structure:
 
         By default all units, and the backbone's classes.
         """
-        return self.parameter_cost.at(
-            self.sizes if kept is None else kept, self.classes if classes is None else classes
-        )
+        return int(self._all_costs(kept, classes)[0])
 
     def flops(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
         """Floating-point operations per image of that network."""
-        return self.flop_cost.at(
-            self.sizes if kept is None else kept, self.classes if classes is None else classes
-        )
+        return int(self._all_costs(kept, classes)[1])
 
     def weight_bytes(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
         """Bytes of that network's state dict: parameters and saved buffers, under all their names."""
-        return self.byte_cost.at(
-            self.sizes if kept is None else kept, self.classes if classes is None else classes
-        )
+        return int(self._all_costs(kept, classes)[2])
 
     def activation_bytes(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
         """Bytes of all activations of that network that are alive at once for one image, at most.
@@ -171,9 +169,17 @@ class Structure:
                 "this structure was found by a version that counted no activations; found the library "
                 "anew to give budgets of activations"
             )
-        kept = self.sizes if kept is None else kept
-        classes = self.classes if classes is None else classes
-        return max(cost.at(kept, classes) for cost in self.activation_costs)
+        return int(self._all_costs(kept, classes)[3:].max())
+
+    def _all_costs(self, kept: Sequence[int] | None, classes: int | None) -> np.ndarray:
+        """What that network costs, in the order of `costs`."""
+        return self._cost_arrays.at(
+            self.sizes if kept is None else kept, self.classes if classes is None else classes
+        )
+
+    @cached_property
+    def _cost_arrays(self) -> CostArrays:
+        return CostArrays(self.costs, self.sizes)
 
     @cached_property
     def dims(self) -> Mapping[str, tuple[tuple[int, np.ndarray], ...]]:
@@ -268,10 +274,10 @@ class Structure:
                 "groups": groups,
                 "patterns": rows,
                 "classes": self.classes,
-                "parameters": _cost_to_lists(self.parameter_cost),
-                "flops": _cost_to_lists(self.flop_cost),
-                "bytes": _cost_to_lists(self.byte_cost),
-                "activations": [_cost_to_lists(cost) for cost in self.activation_costs],
+                "parameters": self.parameter_cost.to_lists(),
+                "flops": self.flop_cost.to_lists(),
+                "bytes": self.byte_cost.to_lists(),
+                "activations": [cost.to_lists() for cost in self.activation_costs],
                 "frozen": dict(self.frozen),
             },
             sort_keys=True,
@@ -302,13 +308,13 @@ class Structure:
                 data["model"],
                 groups,
                 int(data["classes"]),
-                Cost(*map(_terms, data["parameters"])),
-                Cost(*map(_terms, data["flops"])),
-                Cost(*map(_terms, data["bytes"])),
+                Cost.from_lists(data["parameters"]),
+                Cost.from_lists(data["flops"]),
+                Cost.from_lists(data["bytes"]),
                 data["frozen"],
-                tuple(Cost(*map(_terms, cost)) for cost in data.get("activations", [])),
+                tuple(Cost.from_lists(cost) for cost in data.get("activations", [])),
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"this is not a structure: {error!r}; fetch it again") from error
@@ -335,21 +341,8 @@ def _from_runs(runs: Sequence[int]) -> np.ndarray:
     if numbers.ndim != 1:
         raise ValueError("runs are not one list of numbers")
     firsts, lengths, steps = numbers.reshape(-1, 3).T
-    if (lengths < 1).any() or lengths.sum() > MAX_INDICES:
+    # Each for itself too: the sum of a few that are too long wraps around to a small number.
+    if (lengths < 1).any() or (lengths > MAX_INDICES).any() or lengths.sum() > MAX_INDICES:
         raise ValueError(f"runs of {lengths.tolist()[:5]} indices; each has 1, all {MAX_INDICES} at most")
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return (np.repeat(firsts, lengths) + np.repeat(steps, lengths) * within).astype(np.int32)
-
-
-def _cost_to_lists(cost: Cost) -> list:
-    return [[[t.constant, t.axes] for t in terms] for terms in (cost.terms, cost.per_class)]
-
-
-def _terms(data: list) -> tuple[Term, ...]:
-    return tuple(
-        Term(
-            int(constant),
-            tuple((int(solid), tuple((int(g), int(n)) for g, n in parts)) for solid, parts in axes),
-        )
-        for constant, axes in data
-    )

@@ -1,5 +1,6 @@
 """Budgets of operations, bytes and milliseconds: none is ever exceeded, and what can be used is."""
 
+import time
 from functools import cache, partial
 
 import numpy as np
@@ -92,6 +93,47 @@ def test_widths_are_multiples_where_groups_are_large_enough_and_the_budget_is(mo
             sizes = zip(kept, steps, structure.sizes, strict=True)
             assert all(have % step == 0 or have == size for have, step, size in sizes)
             break
+
+
+@pytest.mark.parametrize("model", ["resnet18", "mobilenetv3_small_100"])
+@settings(max_examples=10, deadline=None)
+@given(shares=some_limits)
+def test_units_are_dealt_as_if_one_by_one(model, shares):
+    """In the order of the ratios that they would be rounded to; of a group up to the first too many."""
+    structure = structure_of(model)
+    budget = budget_at(structure, shares)
+    limits = demands(structure, budget, CLASSES)
+    turns = [
+        ((unit - 0.5) / size, group)
+        for group, size in enumerate(structure.sizes)
+        for unit in range(2, size + 1)
+    ]
+    kept, passed_over = list(structure.smallest), set()
+    for _, group in sorted(turns):
+        if group not in passed_over:
+            kept[group] += 1
+            if not all(limit.fits(kept) for limit in limits):
+                kept[group] -= 1
+                passed_over.add(group)
+    assert allot(structure, budget, CLASSES) == tuple(kept)
+
+
+def test_three_limits_of_a_network_of_245_moments_are_allotted_in_100_milliseconds():
+    """And in 300 the first time, with what is made once for a structure."""
+    found = structure_of("densenet121", residual=True)
+    assert len(found.activation_costs) == 245
+    budgets = [
+        budget_at(found, dict.fromkeys(("parameters", "flops", "activation_bytes"), share))
+        for share in (0.3, 0.5, 0.7)
+    ]
+    seconds = []
+    structure = Structure.from_json(found.to_json())
+    for budget in budgets:
+        began = time.process_time()
+        allot(structure, budget, CLASSES)
+        seconds.append(time.process_time() - began)
+    assert seconds[0] < 0.3
+    assert min(seconds) < 0.1
 
 
 def test_the_residual_stream_is_cut_only_where_the_internal_units_alone_are_not_enough():
