@@ -2,8 +2,11 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,21 @@ from client.outcome import tell
 from common.budget import Budget
 from common.envelope import seal, unseal
 from common.images import FileImages
+from common.process_memory import MEGABYTE
 from common.proto_codec import decode_task_description, encode_offer
 from server import tokens
 from server.serving import ServeSettings
+
+CLIENT = """
+import os, sys
+from client.cli import main
+try:
+    main()
+except SystemExit as ended:
+    sys.stderr.flush()
+    os._exit(ended.code)
+"""
+ROOT = Path(__file__).parents[2]
 
 
 def through(port: int, command: str = "adapt", **changes) -> list[object]:
@@ -234,7 +249,36 @@ def test_limits_are_kept_to_and_told_of_on_the_way(client, library, weights, ima
 def test_a_memory_limit_below_what_one_image_needs_is_refused_with_what_it_needs(client, port, images):
     status, _, told = client(*through(port, data=images, max_memory=50))
     assert status == 2
-    assert re.search(r"describing the task one image at a time needs [\d,]+ MB .* limit is 50 MB", told)
+    assert re.search(
+        r"describing the task one image at a time needs at least [\d,]+ MB .* limit is 50 MB", told
+    )
+
+
+def test_the_memory_that_a_refusal_asks_for_is_enough_and_is_kept_to(library, weights, images, tmp_path):
+    """In a process of its own, by its real peak; every refusal leaves a state that goes on.
+
+    The process ends before the interpreter takes itself apart, for which a torch with CUDA has a hundred
+    megabytes of libraries read, whoever imports it.
+    """
+    allowed = 50
+    with running_server(library, weights) as port:
+        for _ in range(8):
+            words = through(port, data=images, state=tmp_path / "state", max_memory=allowed)
+            process = subprocess.Popen(
+                [sys.executable, "-c", CLIENT, *map(str, words)],
+                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            with process.stderr as errors:
+                told = errors.read()
+            _, status, used = os.wait4(process.pid, 0)
+            if status == 0:
+                break
+            needed = re.search(r"needs at least ([\d,]+) MB in this process, the memory limit is", told)
+            assert needed, told
+            allowed = int(needed[1].replace(",", "")) + 8
+    assert status == 0
+    assert 1024 * used.ru_maxrss <= allowed * MEGABYTE
+    assert library.statistics().voting == 1
 
 
 def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(
