@@ -101,7 +101,13 @@ def _through_server(
     classes = description.signature.classes
     facts = {
         **facts_of(
-            adaptation, asked.method, classes, state.bytes_up, state.bytes_down, description.budget
+            adaptation,
+            asked.method,
+            classes,
+            state.bytes_up,
+            state.bytes_down,
+            description.budget,
+            asked.table,
         ),
         "entry": receipt.entry,
         "entries": receipt.entries,

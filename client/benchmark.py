@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from client.artefacts.runnable import onnx_logits, onnx_session, version_of
+from client.export import SavedNetwork, checked_graph
 from client.latency_table import Device, MeasuredTable
 from common.backbone import Backbone
 from common.budget import Counts, LatencyTable
@@ -30,20 +34,31 @@ RUNS, SECONDS = 15, 0.4
 Watch = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What runs networks here: how a table names it, and the least milliseconds of a network's image."""
+
+    version: Callable[[], str]
+    milliseconds: Callable[[nn.Module, Backbone], float]
+
+
 def benchmark(
-    backbone: Backbone, structure: Structure, classes: int, watch: Watch | None = None
+    backbone: Backbone, structure: Structure, classes: int, runtime: Runtime, watch: Watch | None = None
 ) -> MeasuredTable:
-    """The latency table of this device: one image at a time, by PyTorch, the least of several runs.
+    """The latency table of this device: one image at a time, by a runtime, the least of several runs.
 
     What else the device does at the same time only ever adds to a run, and is not the network's. What
     its kernels like is found first: the multiple of channels at which an operation takes least time. No
     weights of the backbone are needed: they are drawn at random, for one network after the other.
+    Errors are the runtime's.
     """
     steps = len(RATIOS) + len(MULTIPLES)
     done = 0
 
+    @cache
     def measured(counts: Counts) -> float:
-        return milliseconds(random_network(backbone, structure, counts, classes), backbone)
+        network = random_network(backbone, structure, counts, classes)
+        return runtime.milliseconds(network, backbone)
 
     def tick() -> None:
         nonlocal done
@@ -60,8 +75,7 @@ def benchmark(
             points[flops] = measured(counts)
         tick()
     table = LatencyTable(structure.digest, tuple(sorted(points.items())))
-    runtime = f"torch {torch.__version__}"
-    return MeasuredTable(table, multiple, Device.here(runtime, torch.get_num_threads()))
+    return MeasuredTable(table, multiple, Device.here(runtime.version(), torch.get_num_threads()))
 
 
 def best_multiple(
@@ -100,7 +114,7 @@ def random_network(backbone: Backbone, structure: Structure, counts: Counts, cla
     shapes = cut(backbone.without_classifiers(backbone.skeleton().state_dict()), mask)
     generator = torch.Generator().manual_seed(0)
     weights = {name: _drawn(name, tensor, generator) for name, tensor in shapes.items()}
-    return rebuild(backbone, weights, classes, mask).to(memory_format=torch.channels_last)
+    return rebuild(backbone, weights, classes, mask)
 
 
 def _drawn(name: str, shape: Tensor, generator: torch.Generator) -> Tensor:
@@ -112,17 +126,38 @@ def _drawn(name: str, shape: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def milliseconds(network: nn.Module, backbone: Backbone) -> float:
-    """The least time for one image."""
+    """The least time for one image, by PyTorch."""
+    # Only here: of channels-last tensors the exporter makes another graph than of those in a file.
+    network = network.to(memory_format=torch.channels_last)
     image = on_device_of(network, torch.zeros(1, *backbone.input_size))
-    return 1000 * min(_seconds(network, image))
-
-
-def _seconds(network: nn.Module, image: Tensor) -> Iterator[float]:
-    """Of each of several runs."""
-    began, run = time.perf_counter(), 0
     with torch.inference_mode():
-        while run < RUNS or time.perf_counter() - began < SECONDS:
-            at = time.perf_counter()
-            network(image)
-            yield time.perf_counter() - at
-            run += 1
+        return 1000 * min(_seconds(lambda: network(image)))
+
+
+def onnx_milliseconds(network: nn.Module, backbone: Backbone) -> float:
+    """The least time for one image, by onnxruntime, of the graph that `maskvote-client export` writes.
+
+    It is never on disk. onnxruntime has as many threads as PyTorch. Errors as of `checked_graph`.
+    """
+    outputs = len(network.state_dict()[backbone.classifier_tensors[0]])
+    graph = checked_graph(SavedNetwork(network, backbone, tuple(map(str, range(outputs)))))
+    logits = onnx_logits(onnx_session(graph.data, torch.get_num_threads()))
+    image = torch.zeros(1, *backbone.input_size).numpy()
+    return 1000 * min(_seconds(lambda: logits(image)))
+
+
+def _seconds(run: Callable[[], object]) -> Iterator[float]:
+    """Of each of several runs."""
+    began, runs = time.perf_counter(), 0
+    while runs < RUNS or time.perf_counter() - began < SECONDS:
+        at = time.perf_counter()
+        run()
+        yield time.perf_counter() - at
+        runs += 1
+
+
+RUNTIMES = {
+    "torch": Runtime(lambda: f"torch {torch.__version__}", milliseconds),
+    "onnx": Runtime(lambda: version_of("onnxruntime"), onnx_milliseconds),
+}
+"""By the names that the command line has for them."""

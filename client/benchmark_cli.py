@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from client.benchmark import benchmark
+from client.benchmark import RUNTIMES, benchmark
 from client.latency_table import write_latency_table
 from client.taking_part import offer_of
 from client.task_options import (
@@ -31,15 +31,27 @@ FILES = Way("by files", ("offer_file",))
 @OFFER
 @through_server
 @settings_option("--classes", default=10, help="Classes that the networks tell apart.")
+@settings_option(
+    "--runtime",
+    type=click.Choice(list(RUNTIMES)),
+    default="torch",
+    help="What runs the networks; onnx: what export --format onnx writes, by onnxruntime.",
+)
 @click.option("--out", required=True, type=PATH, help="Write the table to this file.")
 @JSON
 def benchmark_command(
-    offer_file: Path | None, server: Server | None, classes: int, out: Path, as_json: bool
+    offer_file: Path | None,
+    server: Server | None,
+    classes: int,
+    runtime: str,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Measure how long this device takes for an image, by sub-networks of many sizes.
 
     adapt takes the table with --latency-table, and then --latency-ms as a budget. It holds for the
-    processor, the threads and the runtime that it was measured with.
+    processor, the threads and the runtime that it was measured with: choose the one that will run the
+    network. --runtime onnx needs: pip install "maskvote[onnx]".
 
     Example: maskvote-client --threads 4 benchmark --server birds.example:7070 --out this-device.json
     """
@@ -55,6 +67,7 @@ def benchmark_command(
             offer.backbone,
             offer.structure,
             classes,
+            RUNTIMES[runtime],
             lambda done, total: bars.update(bar, completed=done, total=total),
         )
     write_latency_table(out, table)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from client.latency_table import read_latency_table
+from client.latency_table import MeasuredTable
 from common.budget import Budget
 from common.command_line import settings_option
 
@@ -77,10 +77,9 @@ def budget_options(command: Callable) -> Callable:
     return command
 
 
-def budget_of(given: Mapping[str, Any]) -> Budget:
-    """The budget that these options ask for. Errors as of Budget and `read_latency_table`."""
+def budget_of(given: Mapping[str, Any], table: MeasuredTable | None) -> Budget:
+    """The budget that these options ask for, by the table that one of them names. Errors as of Budget."""
     limits = {name: given[name] for name in LIMITS if name not in ("latency_table", "wait", "multiple")}
-    table = read_latency_table(file) if (file := given["latency_table"]) is not None else None
     multiple = given["multiple"]
     if multiple is None:
         multiple = 1 if table is None else table.multiple

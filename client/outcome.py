@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from client.adapt import Adaptation
+from client.latency_table import MeasuredTable
 from common.budget import Budget, demands
 from common.command_line import show, show_json
 from common.exchange import Method
@@ -24,10 +25,12 @@ def facts_of(
     bytes_up: Mapping[str, int],
     bytes_down: Mapping[str, int],
     budget: Budget | None = None,
+    table: MeasuredTable | None = None,
 ) -> dict[str, Any]:
     """What there is to say, as it stands in the JSON; bytes are those of messages and their payloads.
 
-    `budget` is what was asked for, where that is known; the network is held against it.
+    `budget` is what was asked for, where that is known; the network is held against it. `table`
+    is what its milliseconds are of.
     """
     contribution, counts = adaptation.contribution, adaptation.counts
     structure = contribution.mask.structure
@@ -36,7 +39,13 @@ def facts_of(
         "request": contribution.request_id,
         "method": method,
         "budget": [
-            {"unit": limit.unit, "limit": limit.limit, "used": limit.of(counts)} for limit in limits
+            {
+                "unit": limit.unit,
+                "limit": limit.limit,
+                "used": limit.of(counts),
+                "runtime": table.device.runtime if table is not None and limit.unit == "ms" else None,
+            }
+            for limit in limits
         ],
         "origin": adaptation.origin,
         "neighbours": len(adaptation.similarities),
@@ -82,8 +91,9 @@ def tell(facts: Facts, caption: str, as_json: bool) -> None:
 
 def _used(limit: Mapping[str, Any]) -> str:
     used, most, unit = limit["used"], limit["limit"], limit["unit"]
+    by = f", by {limit['runtime']}" if limit["runtime"] else ""
     amounts = (f"{used:.3g}", f"{most:.3g}") if unit == "ms" else (f"{used:,.0f}", f"{most:,.0f}")
-    return f"{amounts[0]} of {amounts[1]} {unit} ({used / most:.1%})"
+    return f"{amounts[0]} of {amounts[1]} {unit} ({used / most:.1%}){by}"
 
 
 def _neighbours(facts: Facts) -> str:

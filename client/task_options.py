@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from client.budget_options import LIMITS, budget_of, budget_options
+from client.latency_table import MeasuredTable, read_latency_table
 from client.patience import DEFAULT_SECONDS
 from common.backbone import Backbone
 from common.budget import Budget
@@ -64,9 +65,15 @@ class Asked:
         return None
 
     @cached_property
+    def table(self) -> MeasuredTable | None:
+        """What this device measured of itself, where it is given. Errors as of `read_latency_table`."""
+        file = self.limits["latency_table"]
+        return None if file is None else read_latency_table(file)
+
+    @cached_property
     def budget(self) -> Budget:
         """The budget. BudgetError if it is none; see `budget_of`."""
-        return budget_of(self.limits)
+        return budget_of(self.limits, self.table)
 
     @property
     def place(self) -> Path | str:

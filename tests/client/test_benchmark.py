@@ -1,6 +1,8 @@
 """The benchmark: a table of this device's own times, by which it asks for milliseconds."""
 
 import json
+import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,18 @@ import torch
 from click.testing import CliRunner
 from glyph_tasks import glyph_backbone, random_weights
 
-from client.benchmark import MULTIPLES, RATIOS, benchmark, best_multiple, counts_at, random_network
+from client import benchmark as settings
+from client.artefacts.runnable import version_of
+from client.benchmark import (
+    MULTIPLES,
+    RATIOS,
+    RUNTIMES,
+    Runtime,
+    benchmark,
+    best_multiple,
+    counts_at,
+    random_network,
+)
 from client.budget_options import Count, budget_of
 from client.cli import cli
 from client.latency_table import (
@@ -49,19 +62,41 @@ def table() -> MeasuredTable:
     return MeasuredTable(LatencyTable("ab" * 32, ((10, 1.0), (20, 2.5))), 8, Device.here("torch", 1))
 
 
+@pytest.fixture
+def few_sizes(monkeypatch):
+    """Two sizes are measured, and not for long."""
+    monkeypatch.setattr(settings, "RATIOS", (0.3, 1.0))
+    monkeypatch.setattr(settings, "MULTIPLES", (8,))
+    monkeypatch.setattr(settings, "MULTIPLES_AT", (0.3,))
+    monkeypatch.setattr(settings, "SECONDS", 0.01)
+
+
 def test_a_device_measures_itself_and_asks_for_what_it_measured(offer, tmp_path):
     told = []
-    measured = benchmark(offer.backbone, offer.structure, 3, lambda *done: told.append(done))
+    runtime = RUNTIMES["torch"]
+    measured = benchmark(offer.backbone, offer.structure, 3, runtime, lambda *done: told.append(done))
+    assert measured.device.runtime == f"torch {torch.__version__}"
     assert told[-1] == (len(RATIOS) + len(MULTIPLES),) * 2
     assert measured.multiple in MULTIPLES
     points = measured.latency.points
     assert points[-1][0] == offer.structure.flops(classes=3)
     write_latency_table(tmp_path / "table.json", measured)
-    given = NOTHING | {"latency_ms": points[-1][1] * 10, "latency_table": tmp_path / "table.json"}
-    budget = budget_of(given)
+    given = NOTHING | {"latency_ms": points[-1][1] * 10}
+    budget = budget_of(given, read_latency_table(tmp_path / "table.json"))
     assert budget == Budget(latency_ms=points[-1][1] * 10, latency=measured.latency,
                             multiple=measured.multiple)  # fmt: skip
     assert allot(offer.structure, budget, 3) == offer.structure.sizes
+
+
+def test_no_size_is_measured_twice(offer):
+    measured = []
+
+    def milliseconds(network, backbone):
+        measured.append(tuple(parameter.shape for parameter in network.parameters()))
+        return 1.0
+
+    benchmark(offer.backbone, offer.structure, 3, Runtime(lambda: "none", milliseconds))
+    assert len(measured) == len(set(measured)) >= len(RATIOS)
 
 
 def test_random_networks_have_the_units_asked_for_and_run(offer):
@@ -70,6 +105,8 @@ def test_random_networks_have_the_units_asked_for_and_run(offer):
     assert sum(p.numel() for p in network.parameters()) == offer.structure.parameters(counts, 3)
     with torch.inference_mode():
         assert network(torch.zeros(2, *offer.backbone.input_size)).isfinite().all()
+    # As they are read of a file: of other memory formats the exporter makes other graphs.
+    assert all(parameter.is_contiguous() for parameter in network.parameters())
 
 
 def test_the_smallest_multiple_about_as_good_as_the_best_is_taken(offer):
@@ -114,14 +151,13 @@ def test_what_is_no_table_is_refused(content, says, tmp_path):
         read_latency_table(tmp_path / "t.json")
 
 
-def test_a_table_alone_is_no_budget_and_milliseconds_need_one(table, tmp_path):
-    write_latency_table(tmp_path / "t.json", table)
+def test_a_table_alone_is_no_budget_and_milliseconds_need_one(table):
     with pytest.raises(BudgetError, match="at least one"):
-        budget_of(NOTHING | {"latency_table": tmp_path / "t.json"})
-    assert budget_of(NOTHING | {"flops": 5, "latency_table": tmp_path / "t.json"}).multiple == 8
-    assert budget_of(NOTHING | {"flops": 5, "multiple": 2}).multiple == 2
+        budget_of(NOTHING, table)
+    assert budget_of(NOTHING | {"flops": 5}, table).multiple == 8
+    assert budget_of(NOTHING | {"flops": 5, "multiple": 2}, None).multiple == 2
     with pytest.raises(BudgetError, match="maskvote-client benchmark"):
-        budget_of(NOTHING | {"latency_ms": 5.0})
+        budget_of(NOTHING | {"latency_ms": 5.0}, None)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +175,7 @@ def test_what_is_no_count_is_told(said):
     assert "give 1500000, 1.5M" in result.output
 
 
-def test_the_command_writes_what_adapt_takes(offer, tmp_path):
+def test_the_command_writes_what_adapt_takes(offer, few_sizes, tmp_path):
     seal(tmp_path / "server.offer", *encode_offer(offer))
     words = ["benchmark", "--offer", str(tmp_path / "server.offer"), "--classes", "3"]
     result = CliRunner().invoke(
@@ -151,3 +187,38 @@ def test_the_command_writes_what_adapt_takes(offer, tmp_path):
     assert told["structure"] == offer.structure.digest
     shown = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "t.json")], catch_exceptions=False)
     assert "Widths are best in multiples of" in shown.stdout
+
+
+@pytest.fixture
+def by_onnx(offer, tmp_path) -> list[str]:
+    """The words of a command that measures by onnxruntime."""
+    seal(tmp_path / "server.offer", *encode_offer(offer))
+    words = ["benchmark", "--offer", tmp_path / "server.offer", "--classes", 3, "--runtime", "onnx"]
+    return [*map(str, words), "--out", str(tmp_path / "t.json")]
+
+
+def test_a_device_measures_what_it_exports_by_onnxruntime(
+    client, by_onnx, offer, few_sizes, tmp_path, monkeypatch
+):
+    passing = tmp_path / "passing"
+    passing.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(passing))
+    status, out, _ = client(*by_onnx, "--json")
+    assert status == 0
+    assert json.loads(out)["device"]["runtime"] == version_of("onnxruntime")
+    table = read_latency_table(tmp_path / "t.json")
+    assert table.device == Device.here(version_of("onnxruntime"), torch.get_num_threads())
+    assert [flops for flops, _ in table.latency.points] == [
+        offer.structure.flops(counts_at(offer.structure, ratio, 8), 3) for ratio in (0.3, 1.0)
+    ]
+    assert all(time > 0 for _, time in table.latency.points)
+    assert list(passing.iterdir()) == []
+
+
+def test_without_onnxruntime_a_sentence_tells_what_to_install(client, by_onnx, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    status, out, told = client(*by_onnx)
+    assert (status, out) == (2, "")
+    assert told.endswith('pip install "maskvote[onnx]"')
+    assert told.count("onnxruntime") == 2
+    assert not (tmp_path / "t.json").exists()

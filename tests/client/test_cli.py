@@ -13,8 +13,9 @@ import pytest
 from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
+from client.latency_table import Device, MeasuredTable, write_latency_table
 from client.outcome import tell
-from common.budget import Budget
+from common.budget import Budget, LatencyTable
 from common.envelope import seal, unseal
 from common.images import FileImages
 from common.process_memory import MEGABYTE
@@ -71,6 +72,20 @@ def test_it_ends_with_one_screen_and_says_it_again_without_a_server(
     counts = library.assignment_of(entry.entry).mask.counts
     assert facts["weight_bytes"] == held.structure.weight_bytes(counts, 3)
     assert facts["flops"] == held.structure.flops(counts, 3)
+
+
+def test_milliseconds_are_told_with_the_runtime_that_they_are_of(
+    client, port, structure, images, tmp_path
+):
+    points = ((1, 0.5), (structure.flops(classes=3), 5.0))
+    device = Device.here("onnxruntime 1.31", 1)
+    table = MeasuredTable(LatencyTable(structure.digest, points), 1, device)
+    write_latency_table(tmp_path / "t.json", table)
+    words = through(port, data=images, latency_ms=4, latency_table="t.json")
+    facts = json.loads(client(*words, "--json")[1])
+    told = {limit["unit"]: limit["runtime"] for limit in facts["budget"]}
+    assert told == {"units": None, "ms": "onnxruntime 1.31"}
+    assert ", by onnxruntime 1.31" in client(*words)[1]
 
 
 def test_what_describe_shows_is_what_is_sent_byte_by_byte(client, library, weights, images):
@@ -296,7 +311,7 @@ def test_data_elsewhere_is_other_data_and_the_same_from_elsewhere_is_not(
 
 def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     facts = {
-        "request": "a", "budget": [{"unit": "ms", "limit": 2.0, "used": 1.5}],
+        "request": "a", "budget": [{"unit": "ms", "limit": 2.0, "used": 1.5, "runtime": "torch 2.8"}],
         "similarities": [0.9] * 11, "units": 2, "of": 3, "parameters": 4, "weight_bytes": 16, "flops": 5,
         "accuracy": {"0": 0.5}, "seconds": {"fit": 1.0}, "bytes_up": {"request": 5, "mask": 3},
         "bytes_down": {"network": 7}, "healed": True,
@@ -305,8 +320,9 @@ def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     shown = capsys.readouterr().out
     assert "stored as entry [/bold]\ufffd[2J[red]" in shown
     for said in (
-        "1.5 of 2 ms (75.0%)", "11 tasks voted, similar by 0.90,", "and 1 more", "healed by the server",
-        "8: request 5, mask 3", "network 7", "50.0% before, 50.0% after 0 iterations",
+        "1.5 of 2 ms (75.0%), by torch 2.8", "11 tasks voted, similar by 0.90,", "and 1 more",
+        "healed by the server", "8: request 5, mask 3", "network 7",
+        "50.0% before, 50.0% after 0 iterations",
     ):  # fmt: skip
         assert said in shown
 
