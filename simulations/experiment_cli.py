@@ -83,7 +83,7 @@ def experiment(
         show("Experiments", ["name", "cells a task", "question"],
              [[e.name, len(e.ways), e.question] for e in EXPERIMENTS.values()])  # fmt: skip
         return
-    chosen = [_only(one, only.split(",")) if only else one for one in _chosen(names)]
+    chosen = _only(_chosen(names), [line.strip() for line in only.split(",")]) if only else _chosen(names)
     if model is not None:
         if data is None:
             raise InputError("a run begins with a backbone and with data; give --data too")
@@ -132,15 +132,15 @@ def _chosen(names: tuple[str, ...]) -> list[Experiment]:
     return list(EXPERIMENTS.values()) if "all" in names else [EXPERIMENTS[name] for name in names]
 
 
-def _only(experiment: Experiment, lines: list[str]) -> Experiment:
-    """The experiment with the ways of these names alone."""
-    ways = tuple(way for way in experiment.ways if experiment.line(way) in lines)
-    if not ways:
-        known = dict.fromkeys(experiment.line(way) for way in experiment.ways)
-        raise InputError(
-            f"{experiment.name} has no {' or '.join(lines)}; its ways are {', '.join(known)}"
-        )
-    return replace(experiment, ways=ways)
+def _only(experiments: list[Experiment], lines: list[str]) -> list[Experiment]:
+    """The experiments with the ways of these names alone. Each name has to be one of theirs."""
+    known = dict.fromkeys(e.line(way) for e in experiments for way in e.ways)
+    unknown = [line for line in lines if line not in known]
+    if unknown:
+        names = " and ".join(e.name for e in experiments)
+        raise InputError(f"{names}: no way is called {', '.join(unknown)}; there are {', '.join(known)}")
+    named = [replace(e, ways=tuple(w for w in e.ways if e.line(w) in lines)) for e in experiments]
+    return [experiment for experiment in named if experiment.ways]
 
 
 def _show(run: RunDirectory, one: Experiment, records: list[Record]) -> None:

@@ -14,23 +14,28 @@ from simulations.records import Cell, Record, append, pending, read_records
 from simulations.run_directory import RunDirectory
 from simulations.stages import Watch
 from simulations.tasks import TaskChoice
+from simulations.way import Way
 
 
 def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
     """All cells of an experiment, a way after the other: a run that is stopped has whole ways.
 
-    Ways that ask for more tasks than the run's library has, or for a small network where it has none,
-    are left out.
+    Ways that the run cannot go are left out: see `ways_of`.
     """
     tasks = run.new_choices(experiment.tasks)
+    return [Cell(seed, choice, way) for way in ways_of(run, experiment) for seed, choice in tasks]
+
+
+def ways_of(run: RunDirectory, experiment: Experiment) -> list[Way]:
+    """The ways that this run can go: with as many library tasks, a small network, public images to heal on."""
     settings = run.settings
-    ways = [
+    return [
         way
         for way in experiment.ways
         if (way.entries or 0) <= settings.library_tasks
         and (way.mask != "small network" or settings.small_model)
+        and (way.healing == "none" or settings.public)
     ]
-    return [Cell(seed, choice, way) for way in ways for seed, choice in tasks]
 
 
 def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch) -> None:
@@ -46,7 +51,7 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
                 watch("seeding the library", done, len(futures))
         del run.entries
     run.note_library()
-    ways = [way for experiment in experiments for way in experiment.ways]
+    ways = [way for experiment in experiments for way in ways_of(run, experiment)]
     for kind in sorted({way.library for way in ways} - {"seeded"}):
         run.grow(kind, partial(watch, f"growing the {kind} library"))
     for healing in sorted({way.healing for way in ways} & {"library", "empty"}):

@@ -32,7 +32,7 @@ from simulations.glyphs import SCRIPTS, render
 from simulations.pools import open_pool
 from simulations.records import Cell, pending, read_records
 from simulations.run_directory import RunDirectory, RunSettings
-from simulations.running import cells_of, measure, prepare
+from simulations.running import cells_of, measure, prepare, ways_of
 from simulations.similarities import SIMILARITIES
 from simulations.tasks import draw_mixture
 from simulations.voters import VOTES, Voters, with_prior
@@ -271,17 +271,32 @@ def test_the_command_tells_what_there_is_and_refuses_what_there_is_not(tmp_path)
     assert isinstance(nowhere.exception, InputError)
 
 
+def test_ways_that_a_run_cannot_go_are_left_out(run):
+    ways = tuple(
+        Way(mask, entries=entries, healing=healing)
+        for mask, entries, healing in (
+            ("SMSP", 3, "none"), ("SMSP", 4, "none"), ("SMSP", 3, "library"), ("small network", None, "none"),
+        )
+    )  # fmt: skip
+    asked = Experiment("", "", ways, "way", ways[0])
+    poor = RunDirectory(run.path)
+    poor.settings = replace(run.settings, public="", small_model="")
+    assert ways_of(run, asked) == [ways[0], ways[2], ways[3]]
+    assert ways_of(poor, asked) == [ways[0]]
+
+
 def test_the_command_goes_on_with_a_run(run):
     """What the experiment lacks is measured; here that is nothing, as its library is too small."""
     words = ["experiment", "library-size", "--run", str(run.path), "--workers", "1", "--json"]
-    result = CliRunner().invoke(cli, words)
+    result = CliRunner().invoke(cli, [*words, "--only", "SMSP, MVP one-shot"])
     assert result.exit_code == 0, result.output
     records = json.loads(result.stdout)
     assert {record["way"]["entries"] for record in records} == {0}
     assert len(records) == 2
-    none = CliRunner().invoke(cli, [*words, "--only", "L1,dense"])
-    assert isinstance(none.exception, InputError)
-    assert "library-size has no L1 or dense; its ways are SMSP, MVP one-shot" in str(none.exception)
+    for names in ("L1", "SMSP,L1"):
+        none = CliRunner().invoke(cli, [*words, "--only", names])
+        assert isinstance(none.exception, InputError)
+        assert "library-size: no way is called L1; there are SMSP, MVP one-shot" in str(none.exception)
 
 
 @pytest.fixture(scope="module")
