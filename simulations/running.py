@@ -27,7 +27,7 @@ def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
 
 
 def ways_of(run: RunDirectory, experiment: Experiment) -> list[Way]:
-    """The ways that this run can go: with as many library tasks, a small network, public images to heal on."""
+    """The ways that the run can go: with so many library tasks, a small network, images to heal on."""
     settings = run.settings
     return [
         way

@@ -275,9 +275,12 @@ def test_ways_that_a_run_cannot_go_are_left_out(run):
     ways = tuple(
         Way(mask, entries=entries, healing=healing)
         for mask, entries, healing in (
-            ("SMSP", 3, "none"), ("SMSP", 4, "none"), ("SMSP", 3, "library"), ("small network", None, "none"),
+            ("SMSP", 3, "none"),
+            ("SMSP", 4, "none"),
+            ("SMSP", 3, "library"),
+            ("small network", None, "none"),
         )
-    )  # fmt: skip
+    )
     asked = Experiment("", "", ways, "way", ways[0])
     poor = RunDirectory(run.path)
     poor.settings = replace(run.settings, public="", small_model="")
