@@ -22,8 +22,9 @@ from common.budget import Budget
 from common.exchange import Contribution, Offer, TaskDescription
 from common.importance import magnitude
 from common.mask import Mask
+from common.probe import Probe
 from common.proto_codec import encode_contribution, encode_task_description
-from common.signature import Probe, TaskSignature
+from common.signature import TaskSignature
 from common.subnetwork import SubNetwork
 from server.budget import allot
 from server.library import Library, seed_entry

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import read_whole
-from common.structure import Kind, Structure, discover
+from common.structure import Kind, Structure
+from common.structure.discovery import discover
 from common.tensor_file import read_tensors
 
 LOADING_ARGUMENTS = frozenset(

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from common.backbone import Backbone
 from common.budget import Budget
 from common.errors import InputError, MismatchError
 from common.mask import Mask
-from common.signature import MAX_CLASSES, Probe, TaskSignature
+from common.signature import MAX_CLASSES, TaskSignature
 from common.structure import Structure
-from common.subnetwork import SubNetwork
+
+if TYPE_CHECKING:
+    from common.backbone import Backbone
+    from common.probe import Probe
+    from common.subnetwork import SubNetwork
 
 Method = Literal["smsp", "mvp"]
 METHODS: tuple[Method, ...] = ("smsp", "mvp")

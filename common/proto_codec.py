@@ -4,6 +4,8 @@ Functions come in pairs, and decode(encode(x)) == x. A network is not inside its
 beside it, announced there by size and sha256: such pairs give and take (message, payload). Decoding
 trusts no byte: it returns a valid object, or raises InputError (SignatureError, MaskError,
 WeightsError and BudgetError are kinds of it) or MismatchError; limits are checked before allocation.
+
+torch is imported where a network is decoded, as what else there is can do without.
 """
 
 from __future__ import annotations
@@ -14,21 +16,22 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from common import exchange
-from common.backbone import Backbone
 from common.budget_codec import budget_in, budget_message
 from common.errors import InputError, MaskvoteError, MismatchError, SignatureError, WeightsError
 from common.files import Data
 from common.mask import Mask
-from common.signature import MAX_CLASSES, Probe, TaskSignature
+from common.signature import MAX_CLASSES, TaskSignature
 from common.structure import Structure
-from common.subnetwork import SubNetwork
 from protos import maskvote_pb2 as pb
+
+if TYPE_CHECKING:
+    from common.backbone import Backbone
 
 MAX_MESSAGE_BYTES = 4 * 2**20  # gRPC's default
 MAX_MEANS_BYTES = 4_096_000  # 1000 classes of 2048 features; a message holds them and a mask
@@ -79,6 +82,8 @@ def encode_offer(offer: exchange.Offer) -> tuple[bytes, memoryview]:
 @refusing("offer")
 def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
     """The offer, its structure and its probe checked against their digests."""
+    from common.probe import Probe
+
     parsed = parsed_as(pb.Offer, message)
     structure = structure_in(parsed.structure)
     _check_announced(payload, parsed.probe)
@@ -135,6 +140,8 @@ def with_subnetwork(choice: bytes, size: int, sha256: str) -> bytes:
 @refusing("assignment")
 def decode_assignment(message: bytes, payload: Data, structure: Structure) -> exchange.Assignment:
     """The assignment, for a device that was offered this structure."""
+    from common.subnetwork import SubNetwork
+
     parsed = parsed_as(pb.Assignment, message)
     mask = mask_in(parsed.mask, structure)
     _check_announced(payload, parsed.subnetwork)

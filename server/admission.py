@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from common.backbone import Weights, weights_digest
+from typing import TYPE_CHECKING
+
 from common.errors import AccessError, InputError, MismatchError
 from common.exchange import Contribution, Offer
 from common.mask import Mask
 from server.entries import ENTRY_METHODS, MAX_NAME_CHARACTERS, Entry, StoredAssignment
+
+if TYPE_CHECKING:
+    from common.backbone import Weights
 
 
 def check_structure(mask: Mask, offer: Offer) -> None:
@@ -21,6 +25,8 @@ def check_structure(mask: Mask, offer: Offer) -> None:
 
 def check_weights(weights: Weights, founded_on: str) -> None:
     """Raise MismatchError unless the weights are those of the digest that a library was founded on."""
+    from common.backbone import weights_digest
+
     digest = weights_digest(weights)
     if digest != founded_on:
         raise MismatchError(

@@ -18,9 +18,9 @@ from common.fitting import all_features, recalibrate_batch_norm
 from common.images import LabelledImages
 from common.importance import magnitude
 from common.mask import Mask
+from common.probe import Probe
 from common.pruning import PruningSettings
 from common.rebuild import rebuild
-from common.signature import Probe
 from common.structure import Kind
 from common.subnetwork import SubNetwork
 from common.task_data import Task

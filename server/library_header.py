@@ -7,10 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from common.backbone import Backbone
 from common.errors import LibraryError, MaskvoteError
 from common.exchange import Offer
-from common.signature import Probe
 from common.structure import Structure
 from server.library_file import RESTORE, LibraryFile
 from server.library_schema import (
@@ -74,6 +72,9 @@ def _content(path: Path, row: Row[Any]) -> tuple[Offer, str]:
 
 
 def _offer_of(row: Row[Any]) -> Offer:
+    from common.backbone import Backbone
+    from common.probe import Probe
+
     if not is_sealed(row, STANDING):
         raise LibraryError("its content does not have the sha256 that is written beside it")
     structure = Structure.from_json(row.structure)

@@ -12,7 +12,8 @@ from typing import Protocol, Self
 import numpy as np
 
 from common.errors import InputError
-from common.signature import Probe, TaskSignature, is_private
+from common.probe import Probe
+from common.signature import TaskSignature, is_private
 
 
 class Similarity(Protocol):

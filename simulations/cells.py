@@ -18,8 +18,9 @@ from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.mask import Mask
 from common.privacy import Privacy
+from common.probe import Probe
 from common.pruning import PruningSettings
-from common.signature import Probe, TaskSignature
+from common.signature import TaskSignature
 from common.structure import Structure
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from common.errors import InputError
-from common.signature import Probe, TaskSignature
+from common.probe import Probe
+from common.signature import TaskSignature
 from server.similarity import (
     ClassStatistics,
     Examples,

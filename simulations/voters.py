@@ -10,7 +10,8 @@ import numpy as np
 from common.exchange import Method
 from common.fitting import all_features
 from common.mask import Mask, Scores
-from common.signature import Probe, TaskSignature
+from common.probe import Probe
+from common.signature import TaskSignature
 from common.task_data import Task
 from server.coordinator import VotingSettings
 from server.library import Entry

@@ -22,7 +22,7 @@ import torch
 from common.backbone import Backbone, Weights
 from common.exchange import Offer
 from common.mask import Mask
-from common.signature import Probe
+from common.probe import Probe
 from common.structure import Structure
 from common.subnetwork import SubNetwork
 

@@ -36,8 +36,8 @@ from common.envelope import seal
 from common.errors import BudgetError, InputError, MismatchError
 from common.exchange import Offer
 from common.mask import Mask
+from common.probe import Probe
 from common.proto_codec import encode_offer
-from common.signature import Probe
 from common.subnetwork import SubNetwork
 from server.budget import allot
 

@@ -14,8 +14,9 @@ from common.budget import Budget
 from common.envelope import seal, unseal
 from common.exchange import TaskDescription
 from common.privacy import Privacy
+from common.probe import Probe
 from common.proto_codec import decode_task_description, encode_offer
-from common.signature import Probe, TaskSignature, is_private
+from common.signature import TaskSignature, is_private
 
 
 @pytest.fixture

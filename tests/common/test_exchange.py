@@ -8,7 +8,7 @@ from common.backbone import Backbone
 from common.errors import InputError, MismatchError
 from common.exchange import Assignment, Neighbour, Offer
 from common.mask import Mask
-from common.signature import Probe
+from common.probe import Probe
 from common.structure import Structure
 from common.subnetwork import SubNetwork
 

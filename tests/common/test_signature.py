@@ -10,14 +10,8 @@ from toys import Example, example, images_of, random_mask
 from common.errors import InputError, MismatchError, SignatureError
 from common.fitting import all_features
 from common.privacy import LARGEST_EPSILON, LEAST_EPSILON, Privacy
-from common.signature import (
-    MAX_CLASSES,
-    Probe,
-    TaskSignature,
-    is_private,
-    private_length,
-    signature_of,
-)
+from common.probe import Probe
+from common.signature import MAX_CLASSES, TaskSignature, is_private, private_length, signature_of
 from common.subnetwork import SubNetwork
 
 PROBE = hashlib.sha256(b"probe").hexdigest()

@@ -38,7 +38,8 @@ from common.backbone import Backbone
 from common.errors import InputError, MismatchError, UnsupportedModel
 from common.mask import Mask
 from common.rebuild import rebuild
-from common.structure import Group, Structure, discover
+from common.structure import Group, Structure
+from common.structure.discovery import discover
 from common.structure.structure import _from_runs, _to_runs
 from common.subnetwork import cut, masked
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from common.backbone import Backbone, Weights
 from common.images import PixelImages
 from common.mask import Mask
-from common.structure import Group, Member, Structure, discover
+from common.structure import Group, Member, Structure
 from common.structure.cost import Cost
+from common.structure.discovery import discover
 from common.task_data import Task
 
 INPUT = (3, 2, 2)

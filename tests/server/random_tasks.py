@@ -3,7 +3,8 @@
 import numpy as np
 
 from common.mask import Mask
-from common.signature import Probe, TaskSignature
+from common.probe import Probe
+from common.signature import TaskSignature
 from common.structure import Structure
 
 
