@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 # gRPC writes what it does on the terminal unless told not to before it is imported.
@@ -10,68 +9,36 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from common.command_line import run, settings_option
-from common.errors import InputError
+from common.command_line import Commands, Source, run, set_torch_threads, settings_option
 
 COMMANDS = {
-    "describe": ("client.describe_cli", "describe_command"),
-    "adapt": ("client.adapt_cli", "adapt_command"),
-    "benchmark": ("client.benchmark_cli", "benchmark_command"),
-    "evaluate": ("client.network_cli", "evaluate"),
-    "export": ("client.network_cli", "export"),
-    "predict": ("client.predict_cli", "predict"),
-}
-"""Command -> the module that has it, and its name there."""
-WITHOUT_TORCH = {"predict"}
+    "describe": Source("client.describe_cli", "describe_command",
+                       "Compute the signature of a task and show all that is in the request, without "
+                       "sending any of it."),
+    "adapt": Source("client.adapt_cli", "adapt_command",
+                    "Get a sub-network for your task, fine-tune it here, and give its mask back."),
+    "benchmark": Source("client.benchmark_cli", "benchmark_command",
+                        "Measure how long this device takes for an image, by sub-networks of many "
+                        "sizes."),
+    "evaluate": Source("client.network_cli", "evaluate",
+                       "Tell how many of a task's evaluation images a kept network classifies right, by "
+                       "class."),
+    "export": Source("client.network_cli", "export",
+                     "Write a kept network as a file for other programs, with a card in JSON beside it."),
+    "predict": Source("client.predict_cli", "predict",
+                      "Tell the class of each image, of files or of folders with all that is below them.",
+                      torch=False),
+}  # fmt: skip
 
 
-class Commands(click.Group):
-    """Commands that are imported when they are asked for: a device that only predicts needs no torch."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        """The names of all commands."""
-        return sorted(COMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The command of a name. One that lacks a package says so when it is called."""
-        if name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[name]
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            return _lacking(name, error)
-
-
-def _lacking(name: str, error: ModuleNotFoundError) -> click.Command:
-    if (error.name or "").split(".")[0] in ("client", "common", "protos"):
-        raise error
-
-    def refuse() -> None:
-        raise InputError(
-            f"{name} needs {error.name}, which is not installed; pip install maskvote"
-        ) from error
-
-    return click.Command(
-        name,
-        callback=refuse,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-        add_help_option=False,
-        help=f"Needs {error.name}, which is not installed.",
-    )
-
-
-@click.group(cls=Commands)
+@click.group(cls=Commands, sources=COMMANDS, install="maskvote")
 @click.version_option(package_name="maskvote")
 @settings_option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
 @click.pass_context
 def cli(context: click.Context, threads: int) -> None:
     """Get a sub-network for this device's task, fine-tune it here, and give its mask back."""
     context.obj = threads
-    if threads and context.invoked_subcommand not in WITHOUT_TORCH:
-        import torch
-
-        torch.set_num_threads(threads)
+    set_torch_threads(context, threads)
 
 
 def main() -> None:

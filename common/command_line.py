@@ -1,13 +1,15 @@
-"""What the three command lines share: errors become one sentence and an exit status."""
+"""What the three command lines share: commands come when asked for, errors as a sentence and a status."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
@@ -15,12 +17,87 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import MaskvoteError
+from common.errors import InputError, MaskvoteError
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 LONGEST_WORD = 12
 """Characters up to which a table's words are not broken where it is too wide."""
+OURS = frozenset({"client", "common", "protos", "server", "simulations"})
+"""Our own packages: where one of their modules is not found, no installation helps."""
+
+
+class Source(NamedTuple):
+    """Where a command is, and what is known of it before it is imported.
+
+    `name` is its name in `module`, `help` the first sentence of its help text. `torch` is whether it
+    may compute with torch.
+    """
+
+    module: str
+    name: str
+    help: str
+    torch: bool = True
+
+
+class Commands(click.Group):
+    """Commands that are imported when they are asked for: one command waits for no package of another's.
+
+    One that lacks a package says so when it is called; `install` is what pip is then to be given.
+    """
+
+    def __init__(self, *, sources: Mapping[str, Source], install: str, **options: Any) -> None:
+        # What click itself looks at, to list commands and to suggest one for a name that is misspelt.
+        outlines = {name: click.Command(name, help=source.help) for name, source in sources.items()}
+        super().__init__(commands=outlines, **options)
+        self.sources = sources
+        self.install = install
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of a name, None where there is none."""
+        if name not in self.sources:
+            return None
+        source = self.sources[name]
+        try:
+            return getattr(importlib.import_module(source.module), source.name)
+        except ModuleNotFoundError as error:
+            return self._lacking(name, error)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the group's own help text, for which no command is imported."""
+        click.Group(commands=self.commands).format_commands(context, formatter)
+
+    def _lacking(self, name: str, error: ModuleNotFoundError) -> click.Command:
+        if (error.name or "").split(".")[0] in OURS:
+            raise error
+
+        def refuse() -> None:
+            raise InputError(
+                f"{name} needs {error.name}, which is not installed; pip install {self.install}"
+            ) from error
+
+        return click.Command(
+            name,
+            callback=refuse,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+            add_help_option=False,
+            help=f"Needs {error.name}, which is not installed.",
+        )
+
+
+def set_torch_threads(context: click.Context, threads: int) -> None:
+    """Let torch compute with so many threads in the command that was asked for; 0 leaves it to torch.
+
+    A command that does not compute with torch does not wait for it either.
+    """
+    group, name = context.command, context.invoked_subcommand
+    assert isinstance(group, Commands)
+    assert name is not None
+    if threads and group.sources[name].torch:
+        with suppress(ModuleNotFoundError):  # which the command itself tells
+            import torch
+
+            torch.set_num_threads(threads)
 
 
 def run(group: click.Group) -> None:

@@ -2,234 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
-
 import click
-import torch
 
-from common.backbone import Backbone, backbone_weights
-from common.command_line import progress, run, settings_option
-from common.envelope import seal, unseal
-from common.errors import TaskDataError
-from common.fine_tune import FineTuneSettings
-from common.proto_codec import (
-    decode_contribution,
-    decode_task_description,
-    encode_assignment,
-    encode_offer,
-)
-from common.pruning import PruningSettings
-from common.structure import Kind
-from common.task_data import load_folder
-from server.coordinator import Coordinator, VotingSettings
-from server.entry_tables import show_entries
-from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
-from server.heal_cli import heal
-from server.healing.heal_library import store_of
-from server.healing.healer import healer_of
-from server.inspect_cli import inspect
-from server.library import Library
-from server.model_options import CHECKPOINT, model_options, proof_progress
-from server.operate_cli import JSON, OPERATE
-from server.serve_cli import HEAL_IMAGES, HEAL_SECONDS, serve
-from server.token_cli import token
+from common.command_line import Commands, Source, run, set_torch_threads, settings_option
 
-LIBRARY = click.argument("library", type=click.Path(path_type=Path))
+COMMANDS = {
+    "create": Source("server.founding_cli", "create", "Found a new, empty LIBRARY for a backbone."),
+    "seed": Source("server.founding_cli", "seed",
+                   "Fill LIBRARY with masks of your own tasks, by iterative pruning."),
+    "inspect": Source("server.inspect_cli", "inspect",
+                      "Show what of a timm MODEL can be cut: proved groups, what a unit costs, what is "
+                      "frozen and why."),
+    "heal": Source("server.heal_cli", "heal",
+                   "Heal LIBRARY's backbone: whatever is cut out of it then starts nearer to the whole."),
+    "serve": Source("server.serve_cli", "serve",
+                    "Serve LIBRARY to devices and operators until SIGTERM or Ctrl-C; what runs then may "
+                    "end."),
+    "offer": Source("server.exchange_cli", "offer",
+                    "Write what a device needs before it asks (structure and probe) to FILE."),
+    "assign": Source("server.exchange_cli", "assign",
+                     "Answer the REQUEST of a device with a sub-network, written to FILE."),
+    "record": Source("server.exchange_cli", "record",
+                     "Store the CONTRIBUTION of a device; the next device is served better."),
+    "list": Source("server.operate_cli", "list_entries",
+                   "List the entries of LIBRARY, a file or grpc://HOST:PORT, in the order they came.",
+                   torch=False),
+    "show": Source("server.operate_cli", "show_entry",
+                   "Show one ENTRY of LIBRARY: its facts, its signature in numbers, its neighbours, its "
+                   "mask.", torch=False),
+    "remove": Source("server.operate_cli", "remove_entry",
+                     "Take an ENTRY of LIBRARY out of all votes from now on.", torch=False),
+    "restore": Source("server.operate_cli", "restore_entry",
+                      "Let a removed ENTRY of LIBRARY vote again.", torch=False),
+    "export": Source("server.operate_cli", "export_entries",
+                     "Write the entries of LIBRARY that are not removed to FILE: to keep, or to import "
+                     "elsewhere.", torch=False),
+    "import": Source("server.operate_cli", "import_entries",
+                     "Add the entries in FILE to LIBRARY, which is of the same backbone and probe.",
+                     torch=False),
+    "statistics": Source("server.operate_cli", "show_statistics",
+                         "Show in numbers what LIBRARY holds.", torch=False),
+    "token": Source("server.token_cli", "token",
+                    "Let devices and operators in, and out again; a server that runs heeds it at once.",
+                    torch=False),
+}  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Commands, sources=COMMANDS, install='"maskvote[server]"')
 @click.version_option(package_name="maskvote")
 @settings_option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
-def cli(threads: int) -> None:
+@click.pass_context
+def cli(context: click.Context, threads: int) -> None:
     """Hold a pre-trained backbone and a library of masks, and serve sub-networks of it."""
-    if threads:
-        torch.set_num_threads(threads)
-
-
-for command in (inspect, heal, serve, *OPERATE, token):
-    cli.add_command(command)
+    set_torch_threads(context, threads)
 
 
 def main() -> None:
     """The console script."""
     run(cli)
-
-
-@cli.command()
-@LIBRARY
-@click.option("--model", required=True, help="A timm model name, for example resnet18.")
-@model_options
-@CHECKPOINT
-@click.option(
-    "--images",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="An ImageFolder task of yours: its images set the probe's statistics.",
-)
-@click.option("--residual", is_flag=True, help="Let masks cut the residual stream too.")
-@settings_option("--probe-keep-ratio", default=PROBE_KEEP_RATIO, help="The probe's share of units.")
-@settings_option("--seed", default=0)
-def create(
-    library: Path,
-    model: str,
-    num_classes: int | None,
-    image_size: int | None,
-    arguments: Mapping[str, object],
-    checkpoint: Path | None,
-    images: Path,
-    residual: bool,
-    probe_keep_ratio: float,
-    seed: int,
-) -> None:
-    """Found a new, empty LIBRARY for a backbone.
-
-    Example: maskvote-server create birds.db --model resnet18 --images tasks/birds
-    """
-    backbone = Backbone.from_timm(
-        model, num_classes=num_classes, image_size=image_size, arguments=arguments
-    )
-    kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
-    weights, own_images = backbone_weights(backbone, checkpoint), load_folder(images, backbone).train
-    with proof_progress() as watch:
-        founded = found_library(
-            library,
-            backbone,
-            weights,
-            own_images,
-            kinds=kinds,
-            probe_keep_ratio=probe_keep_ratio,
-            seed=seed,
-            watch=watch,
-        )
-    with founded:
-        offer = founded.offer
-        probe = offer.probe.subnetwork
-        click.echo(
-            f"{library}: {model}, {offer.structure.units:,} units, {len(offer.structure.groups)} groups; "
-            f"probe of {probe.parameters:,} parameters"
-        )
-
-
-@cli.command()
-@LIBRARY
-@click.option(
-    "--tasks",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A directory of tasks, each an ImageFolder with train/ and optionally val/.",
-)
-@CHECKPOINT
-@settings_option("--keep-ratio", default=0.1, help="Share of units that the masks keep.")
-@settings_option("--iterations", default=150, help="Fine-tuning iterations a task.")
-@settings_option("--rounds", default=8, help="Rounds of pruning a task.")
-@settings_option("--seed", default=0)
-@JSON
-def seed(
-    library: Path,
-    tasks: Path,
-    checkpoint: Path | None,
-    keep_ratio: float,
-    iterations: int,
-    rounds: int,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Fill LIBRARY with masks of your own tasks, by iterative pruning. Resumes where it stopped.
-
-    Example: maskvote-server seed birds.db --tasks tasks/
-    """
-    folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
-    if not folders:
-        raise TaskDataError(f"{tasks} has no task directories; put an ImageFolder task into each")
-    with Library.open(library) as opened, progress() as bars:
-        backbone = opened.offer.backbone
-        total = bars.add_task("Seeding", total=len(folders))
-        bar = bars.add_task("", total=iterations)
-        done: set[str] = set()
-
-        def watch(name: str, iteration: int, iterations: int) -> None:
-            bars.update(bar, description=name, completed=iteration, total=iterations)
-            done.add(name)
-            bars.update(total, completed=len(done) - 1)
-
-        entries = seed_library(
-            opened,
-            backbone_weights(backbone, checkpoint),
-            [(path.name, partial(load_folder, path, backbone)) for path in folders],
-            keep_ratio=keep_ratio,
-            settings=FineTuneSettings(iterations=iterations),
-            pruning=PruningSettings(rounds=rounds),
-            seed=seed,
-            progress=watch,
-        )
-        bars.update(total, completed=len(folders))
-        facts = [opened.facts_of(entry.entry) for entry in entries]
-    show_entries(f"{library}: seeds", facts, opened.structure, as_json)
-
-
-@cli.command()
-@LIBRARY
-@click.argument("file", type=click.Path(path_type=Path))
-def offer(library: Path, file: Path) -> None:
-    """Write what a device needs before it asks (structure and probe) to FILE.
-
-    Example: maskvote-server offer birds.db birds.offer
-    """
-    with Library.open(library) as opened:
-        seal(file, *encode_offer(opened.offer))
-
-
-@cli.command()
-@LIBRARY
-@click.argument("request", type=click.Path(path_type=Path))
-@click.argument("file", type=click.Path(path_type=Path))
-@CHECKPOINT
-@settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
-@settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
-@click.option("--contributor", default="", help="Who asks; kept with the entry.")
-@HEAL_IMAGES
-@HEAL_SECONDS
-def assign(
-    library: Path,
-    request: Path,
-    file: Path,
-    checkpoint: Path | None,
-    neighbours: int,
-    prior: float,
-    contributor: str,
-    heal_images: Path | None,
-    heal_seconds: float,
-) -> None:
-    """Answer the REQUEST of a device with a sub-network, written to FILE.
-
-    Example: maskvote-server assign birds.db device.request device.assignment
-    """
-    with Library.open(library) as opened:
-        weights = backbone_weights(opened.offer.backbone, checkpoint)
-        voting, healed = VotingSettings(neighbours=neighbours, prior=prior), store_of(opened)
-        with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
-            coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)
-            message, _ = unseal(request)
-            answer = coordinator.assign(decode_task_description(message), contributor)
-        seal(file, *encode_assignment(answer))
-        mask = answer.subnetwork.mask
-        click.echo(
-            f"{file}: {mask.kept.sum():,} of {mask.structure.units:,} units, by {answer.origin} of "
-            f"{len(answer.neighbours)} neighbours"
-        )
-
-
-@cli.command()
-@LIBRARY
-@click.argument("contribution", type=click.Path(path_type=Path))
-def record(library: Path, contribution: Path) -> None:
-    """Store the CONTRIBUTION of a device; the next device is served better.
-
-    Example: maskvote-server record birds.db device.contribution
-    """
-    with Library.open(library) as opened:
-        message, _ = unseal(contribution)
-        receipt = opened.record(decode_contribution(message, opened.offer.structure))
-        click.echo(f"entry {receipt.entry}; the library holds {receipt.entries}")

@@ -163,15 +163,3 @@ def show_statistics(library: str, connect: Connect, as_json: bool) -> None:
     """
     with opened(library, connect) as operations:
         entry_tables.show_statistics(library, operations.statistics(), as_json)
-
-
-OPERATE = (
-    list_entries,
-    show_entry,
-    remove_entry,
-    restore_entry,
-    export_entries,
-    import_entries,
-    show_statistics,
-)
-"""The commands, for `maskvote-server`."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import structlog
 from certificates import Authority
+from fresh_process import call_one_by_one
 from grpc_server import running_server
 from library_tasks import change
 from operated import WITH_TOKENS, entry_of, token_file
@@ -215,6 +216,23 @@ def test_what_one_library_exports_another_imports_once(command, empty, local, re
         assert [entry.entry for entry in library.export()] == [
             name_of(offer, number) for number in NUMBERS if number != REMOVED
         ]
+
+
+def test_an_operator_elsewhere_needs_no_torch(remote, tmp_path, offer):
+    name, file, reason = name_of(offer, 1), tmp_path / "birds.entries", ("--reason", "fish")
+    lines = [
+        ["list", *remote],
+        ["show", *remote, name[:8]],
+        ["remove", *remote, name, *reason],
+        ["restore", *remote, name, *reason],
+        ["export", *remote, file],
+        ["import", *remote, file],
+        ["statistics", *remote, "--json"],
+    ]
+    ended, modules = call_one_by_one("server.cli", lines)
+    assert [status for status, _ in ended] == [0] * len(lines)
+    assert "0 entries added, 5 were there already" in ended[5].told
+    assert modules & {"torch", "torchvision", "timm"} == set()
 
 
 def test_a_library_is_imported_into_while_it_is_served(both, tmp_path, offer):

@@ -1,0 +1,91 @@
+"""maskvote-server offer, assign and record: devices that are never online are answered by files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from common.backbone import backbone_weights
+from common.command_line import settings_option
+from common.envelope import seal, unseal
+from common.proto_codec import (
+    decode_contribution,
+    decode_task_description,
+    encode_assignment,
+    encode_offer,
+)
+from server.coordinator import Coordinator, VotingSettings
+from server.healing.heal_library import store_of
+from server.healing.healer import healer_of
+from server.library import Library
+from server.model_options import CHECKPOINT
+from server.serve_cli import HEAL_IMAGES, HEAL_SECONDS
+
+LIBRARY = click.argument("library", type=click.Path(path_type=Path))
+
+
+@click.command()
+@LIBRARY
+@click.argument("file", type=click.Path(path_type=Path))
+def offer(library: Path, file: Path) -> None:
+    """Write what a device needs before it asks (structure and probe) to FILE.
+
+    Example: maskvote-server offer birds.db birds.offer
+    """
+    with Library.open(library) as opened:
+        seal(file, *encode_offer(opened.offer))
+
+
+@click.command()
+@LIBRARY
+@click.argument("request", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@CHECKPOINT
+@settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
+@settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
+@click.option("--contributor", default="", help="Who asks; kept with the entry.")
+@HEAL_IMAGES
+@HEAL_SECONDS
+def assign(
+    library: Path,
+    request: Path,
+    file: Path,
+    checkpoint: Path | None,
+    neighbours: int,
+    prior: float,
+    contributor: str,
+    heal_images: Path | None,
+    heal_seconds: float,
+) -> None:
+    """Answer the REQUEST of a device with a sub-network, written to FILE.
+
+    Example: maskvote-server assign birds.db device.request device.assignment
+    """
+    with Library.open(library) as opened:
+        weights = backbone_weights(opened.offer.backbone, checkpoint)
+        voting, healed = VotingSettings(neighbours=neighbours, prior=prior), store_of(opened)
+        with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
+            coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)
+            message, _ = unseal(request)
+            answer = coordinator.assign(decode_task_description(message), contributor)
+        seal(file, *encode_assignment(answer))
+        mask = answer.subnetwork.mask
+        click.echo(
+            f"{file}: {mask.kept.sum():,} of {mask.structure.units:,} units, by {answer.origin} of "
+            f"{len(answer.neighbours)} neighbours"
+        )
+
+
+@click.command()
+@LIBRARY
+@click.argument("contribution", type=click.Path(path_type=Path))
+def record(library: Path, contribution: Path) -> None:
+    """Store the CONTRIBUTION of a device; the next device is served better.
+
+    Example: maskvote-server record birds.db device.contribution
+    """
+    with Library.open(library) as opened:
+        message, _ = unseal(contribution)
+        receipt = opened.record(decode_contribution(message, opened.offer.structure))
+        click.echo(f"entry {receipt.entry}; the library holds {receipt.entries}")

@@ -1,0 +1,136 @@
+"""maskvote-server create and seed: a new library, and the first masks in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import click
+
+from common.backbone import Backbone, backbone_weights
+from common.command_line import progress, settings_option
+from common.errors import TaskDataError
+from common.fine_tune import FineTuneSettings
+from common.pruning import PruningSettings
+from common.structure import Kind
+from common.task_data import load_folder
+from server.entry_tables import show_entries
+from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
+from server.library import Library
+from server.model_options import CHECKPOINT, model_options, proof_progress
+from server.operate_cli import JSON
+
+LIBRARY = click.argument("library", type=click.Path(path_type=Path))
+
+
+@click.command()
+@LIBRARY
+@click.option("--model", required=True, help="A timm model name, for example resnet18.")
+@model_options
+@CHECKPOINT
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="An ImageFolder task of yours: its images set the probe's statistics.",
+)
+@click.option("--residual", is_flag=True, help="Let masks cut the residual stream too.")
+@settings_option("--probe-keep-ratio", default=PROBE_KEEP_RATIO, help="The probe's share of units.")
+@settings_option("--seed", default=0)
+def create(
+    library: Path,
+    model: str,
+    num_classes: int | None,
+    image_size: int | None,
+    arguments: Mapping[str, object],
+    checkpoint: Path | None,
+    images: Path,
+    residual: bool,
+    probe_keep_ratio: float,
+    seed: int,
+) -> None:
+    """Found a new, empty LIBRARY for a backbone.
+
+    Example: maskvote-server create birds.db --model resnet18 --images tasks/birds
+    """
+    backbone = Backbone.from_timm(
+        model, num_classes=num_classes, image_size=image_size, arguments=arguments
+    )
+    kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
+    weights, own_images = backbone_weights(backbone, checkpoint), load_folder(images, backbone).train
+    with proof_progress() as watch:
+        founded = found_library(
+            library,
+            backbone,
+            weights,
+            own_images,
+            kinds=kinds,
+            probe_keep_ratio=probe_keep_ratio,
+            seed=seed,
+            watch=watch,
+        )
+    with founded:
+        offer = founded.offer
+        probe = offer.probe.subnetwork
+        click.echo(
+            f"{library}: {model}, {offer.structure.units:,} units, {len(offer.structure.groups)} groups; "
+            f"probe of {probe.parameters:,} parameters"
+        )
+
+
+@click.command()
+@LIBRARY
+@click.option(
+    "--tasks",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A directory of tasks, each an ImageFolder with train/ and optionally val/.",
+)
+@CHECKPOINT
+@settings_option("--keep-ratio", default=0.1, help="Share of units that the masks keep.")
+@settings_option("--iterations", default=150, help="Fine-tuning iterations a task.")
+@settings_option("--rounds", default=8, help="Rounds of pruning a task.")
+@settings_option("--seed", default=0)
+@JSON
+def seed(
+    library: Path,
+    tasks: Path,
+    checkpoint: Path | None,
+    keep_ratio: float,
+    iterations: int,
+    rounds: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Fill LIBRARY with masks of your own tasks, by iterative pruning. Resumes where it stopped.
+
+    Example: maskvote-server seed birds.db --tasks tasks/
+    """
+    folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
+    if not folders:
+        raise TaskDataError(f"{tasks} has no task directories; put an ImageFolder task into each")
+    with Library.open(library) as opened, progress() as bars:
+        backbone = opened.offer.backbone
+        total = bars.add_task("Seeding", total=len(folders))
+        bar = bars.add_task("", total=iterations)
+        done: set[str] = set()
+
+        def watch(name: str, iteration: int, iterations: int) -> None:
+            bars.update(bar, description=name, completed=iteration, total=iterations)
+            done.add(name)
+            bars.update(total, completed=len(done) - 1)
+
+        entries = seed_library(
+            opened,
+            backbone_weights(backbone, checkpoint),
+            [(path.name, partial(load_folder, path, backbone)) for path in folders],
+            keep_ratio=keep_ratio,
+            settings=FineTuneSettings(iterations=iterations),
+            pruning=PruningSettings(rounds=rounds),
+            seed=seed,
+            progress=watch,
+        )
+        bars.update(total, completed=len(folders))
+        facts = [opened.facts_of(entry.entry) for entry in entries]
+    show_entries(f"{library}: seeds", facts, opened.structure, as_json)

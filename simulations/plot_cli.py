@@ -1,0 +1,77 @@
+"""maskvote-sim plot: a run of a fleet as tables and curves, from its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from common.command_line import show
+from common.errors import InputError
+from common.files import read_whole
+from simulations.plots import curves
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG; default: beside the record.")
+def plot(record: Path, out: Path | None) -> None:
+    """Draw the curves of a run from its RECORD, and print its tables.
+
+    Example: maskvote-sim plot runs/demo-20260101-120000/record.json
+    """
+    try:
+        data = json.loads(bytes(read_whole(record)))
+        show_record(data)
+        target = out or record.with_name("curves.png")
+        curves(data, target)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{record} is no record of a run ({error!r}); give a record.json") from error
+    click.echo(str(target))
+
+
+def show_record(record: Mapping[str, Any]) -> None:
+    """A run as two tables: what every device got, and what it would have got instead."""
+    devices = [device for device in record["devices"] if device["error"] is None]
+    if not devices:
+        return
+    way = next(iter(devices[0]["accuracies"]))
+    points = list(devices[0]["accuracies"][way])
+    show(
+        f"{record['title']}: {way}, keeping {record['run']['keep_ratio']:.0%} of the units",
+        ["device", "neighbours", "nearest", "mask units", "parameters", "kB down", "kB up",
+         *(f"at {k}" for k in points), "seconds"],
+        [
+            [
+                device["name"],
+                len(device["neighbours"]),
+                f"{device['neighbours'][0]['similarity']:.2f}" if device["neighbours"] else "-",
+                f"{sum(device['counts']):,}",
+                f"{device['held_parameters']:,}",
+                f"{device['bytes_down'] / 1000:,.1f}",
+                f"{device['bytes_up'] / 1000:,.1f}",
+                *(f"{device['accuracies'][way][k]:.1%}" for k in points),
+                f"{device['seconds']['fit'] + device['seconds']['tune']:.1f}",
+            ]
+            for device in devices
+        ],
+        caption="nearest: similarity of the nearest neighbour. mask units: of what it gives back.\n"
+        "at K: accuracy on images kept apart, after K iterations. seconds: fitting and tuning.\n"
+        f"The backbone has {record['units']:,} units and {record['backbone_parameters']:,} parameters.",
+    )  # fmt: skip
+    ways = list(devices[0]["accuracies"])
+
+    def mean(name: str, k: str) -> float:
+        return float(np.mean([device["accuracies"][name][k] for device in devices]))
+
+    show(
+        f"Mean accuracy of the {len(devices)} devices, and what they would have got instead",
+        ["way", *(f"at {k}" for k in points)],
+        [[name, *(f"{mean(name, k):.1%}" for k in points)] for name in ways],
+        caption="All at the same size, iterations and images. random, L1: units drawn by lot, or by the\n"
+        "size of their weights. scratch: the L1 mask's network from random weights.",
+    )
