@@ -26,7 +26,7 @@ from server import library_contents
 from server.admission import admit, check_asker, check_structure
 from server.entries import Entry, EntryFacts, EntryMethod, Removal, Statistics, StoredAssignment
 from server.library_file import LibraryFile, create
-from server.library_header import read_header, write_header
+from server.library_header import Header, read_header, write_header
 from server.library_rows import (
     ASSIGN,
     INSERT,
@@ -72,11 +72,16 @@ class Library:
     the file cannot be read or written: nothing stored is lost, and the call can be repeated.
     """
 
-    def __init__(self, file: LibraryFile, offer: Offer, weights_digest: str) -> None:
+    def __init__(self, file: LibraryFile, header: Header) -> None:
         self.file = file
         self.path = file.path
-        self.offer = offer
-        self.weights_digest = weights_digest
+        self.header = header
+        self.weights_digest = header.weights_digest
+
+    @property
+    def offer(self) -> Offer:
+        """What devices need before they ask. LibraryError if the probe is damaged, the first time."""
+        return self.header.offer
 
     @classmethod
     def create(cls, path: Path | str, offer: Offer, weights_digest: str) -> Self:
@@ -106,7 +111,7 @@ class Library:
         """
         file = LibraryFile(Path(path))
         try:
-            library = cls(file, *read_header(file))
+            library = cls(file, read_header(file))
             library.removals()  # a damaged line is told now, not at the next vote
             return library
         except BaseException:
@@ -156,7 +161,7 @@ class Library:
         """What a request was assigned; None for one that never was, and for a seed."""
         with self.file.reading() as connection:
             row = row_of(connection, request_id)
-        return None if row is None else assignment_of(row, self.offer)
+        return None if row is None else assignment_of(row, self.header)
 
     def record(self, contribution: Contribution, contributor: str | None = None) -> Receipt:
         """Make a task an entry; the same contribution again gives the same receipt.
@@ -173,7 +178,7 @@ class Library:
         if row is None:
             raise InputError(f"request {task} was never assigned here; ask for a sub-network first")
         check_asker(task, row.contributor, contributor)
-        if (assigned := assignment_of(row, self.offer)) is not None:
+        if (assigned := assignment_of(row, self.header)) is not None:
             admit(contribution, assigned)
         if row.position is not None:
             return _receipt(row, contribution)
@@ -231,7 +236,7 @@ class Library:
         """Entries behind a position in the order of recording, removed ones too, without damaged ones."""
         with self.file.reading() as connection:
             rows = connection.execute(SINCE, {"after": after})
-            return [entry_of(row, self.offer) for row in rows if is_whole(row)]
+            return [entry_of(row, self.header) for row in rows if is_whole(row)]
 
     def removals(self, after: int = 0) -> list[Decision]:
         """The log of removals behind a line. LibraryError if a line is damaged."""
@@ -260,23 +265,23 @@ class Library:
     @property
     def structure(self) -> Structure:
         """The groups of units that its masks are about."""
-        return self.offer.structure
+        return self.header.structure
 
     def facts(self) -> Iterator[EntryFacts]:
         """Of all entries in the order of recording, removed ones too, without damaged ones."""
-        for entry, removed in library_contents.recorded(self.file, self.offer):
+        for entry, removed in library_contents.recorded(self.file, self.header):
             yield entry.facts(removed)
 
     def export(self) -> Iterator[Entry]:
         """All entries that are not removed, in the order of recording, without damaged ones."""
-        for entry, removed in library_contents.recorded(self.file, self.offer):
+        for entry, removed in library_contents.recorded(self.file, self.header):
             if removed is None:
                 yield entry
 
     def entry(self, entry: str) -> Entry:
         """One entry, also if it is removed; InputError if it is not recorded, LibraryError if damaged."""
         with self.file.reading() as connection:
-            return entry_of(self._recorded(connection, entry), self.offer)
+            return entry_of(self._recorded(connection, entry), self.header)
 
     def facts_of(self, entry: str) -> EntryFacts:
         """What there is to know of one entry; errors as of `entry`."""
@@ -318,7 +323,7 @@ class Library:
         InputError for an entry that breaks a rule or differs from the one that is there, MismatchError
         for one of another library; those before it stay, and taking in all of them again goes on.
         """
-        return library_contents.take_in(self.file, self.offer, entries)
+        return library_contents.take_in(self.file, self.header, entries)
 
     def statistics(self) -> Statistics:
         """What it holds, in numbers; damaged entries are counted."""
@@ -326,7 +331,7 @@ class Library:
 
     def _facts_of(self, connection: Connection, entry: str) -> EntryFacts:
         row = self._recorded(connection, entry)
-        return entry_of(row, self.offer).facts(standing(connection, [entry]).get(entry))
+        return entry_of(row, self.header).facts(standing(connection, [entry]).get(entry))
 
     def _recorded(self, connection: Connection, entry: str) -> Row[Any]:
         row = row_of(connection, entry)

@@ -10,10 +10,10 @@ from functools import partial
 from sqlalchemy import Connection, bindparam, func, select
 
 from common.errors import InputError
-from common.exchange import Offer
 from server.admission import check_entry
 from server.entries import Entry, Removal, Statistics
 from server.library_file import LibraryFile
+from server.library_header import Header
 from server.library_rows import (
     INSERT,
     RECORD,
@@ -50,7 +50,7 @@ RECORDED = select(func.count()).where(tasks.c.position.is_not(None))
 UNANSWERED = select(func.count()).where(tasks.c.position.is_(None))
 
 
-def recorded(file: LibraryFile, offer: Offer) -> Iterator[tuple[Entry, Removal | None]]:
+def recorded(file: LibraryFile, header: Header) -> Iterator[tuple[Entry, Removal | None]]:
     """All entries in the order of recording, without damaged ones, and whether each is removed.
 
     Between pages no transaction is open, however long whoever asks takes.
@@ -62,7 +62,7 @@ def recorded(file: LibraryFile, offer: Offer) -> Iterator[tuple[Entry, Removal |
             removed = standing(connection, [row.id for row in rows])
         for row in rows:
             if is_whole(row):
-                yield entry_of(row, offer), removed.get(row.id)
+                yield entry_of(row, header), removed.get(row.id)
         if len(rows) < PAGE_ENTRIES:
             return
         after = rows[-1].position
@@ -93,13 +93,13 @@ def statistics(file: LibraryFile) -> Statistics:
     )
 
 
-def take_in(file: LibraryFile, offer: Offer, entries: Iterable[Entry]) -> tuple[int, int]:
+def take_in(file: LibraryFile, header: Header, entries: Iterable[Entry]) -> tuple[int, int]:
     """Add entries; how many were new, and how many there. See `Operations.take_in`."""
     added = present = 0
 
     def store(page: Sequence[Entry]) -> None:
         nonlocal added, present
-        new, old, refusal = file.write(partial(_store, offer, page))
+        new, old, refusal = file.write(partial(_store, header, page))
         added, present = added + new, present + old
         if refusal is not None:
             raise refusal
@@ -107,7 +107,7 @@ def take_in(file: LibraryFile, offer: Offer, entries: Iterable[Entry]) -> tuple[
     page: list[Entry] = []
     try:
         for entry in entries:
-            check_entry(entry, offer)
+            check_entry(entry, header.offer)
             page.append(entry)
             if len(page) == PAGE_ENTRIES:
                 full, page = page, []
@@ -120,24 +120,24 @@ def take_in(file: LibraryFile, offer: Offer, entries: Iterable[Entry]) -> tuple[
 
 
 def _store(
-    offer: Offer, page: Sequence[Entry], connection: Connection
+    header: Header, page: Sequence[Entry], connection: Connection
 ) -> tuple[int, int, InputError | None]:
     """How many entries were new, and how many there, up to one that is refused."""
     added = 0
     for place, entry in enumerate(page):
         try:
-            added += _store_one(offer, entry, connection)
+            added += _store_one(header, entry, connection)
         except InputError as refusal:
             return added, place - added, refusal
     return added, len(page) - added, None
 
 
-def _store_one(offer: Offer, entry: Entry, connection: Connection) -> bool:
+def _store_one(header: Header, entry: Entry, connection: Connection) -> bool:
     """Whether the entry is new. InputError if something else has its name."""
     asked = asked_values(entry.entry, entry.method, entry.signature, entry.contributor, entry.neighbours)
     row = row_of(connection, entry.entry)
     if row is not None and row.position is not None:
-        if replace(entry, position=row.position) == entry_of(row, offer):
+        if replace(entry, position=row.position) == entry_of(row, header):
             return False
     elif row is None or all(
         row._mapping[name] == asked[name] for name in asked.keys() - {"asked_sha256"}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,34 @@ from server.library_schema import (
 )
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a library stands for; that it is as it was written is checked.
+
+    Its probe is decoded, which takes torch, when the `offer` is asked for: LibraryError if it is damaged.
+    """
+
+    path: Path
+    row: Row[Any]
+    structure: Structure
+
+    @property
+    def weights_digest(self) -> str:
+        """The digest of the backbone's weights."""
+        return self.row.weights_digest
+
+    @property
+    def probe_digest(self) -> str:
+        """The digest of the probe."""
+        return self.row.probe_digest
+
+    @cached_property
+    def offer(self) -> Offer:
+        """What devices need before they ask."""
+        with _damage_told(self.path):
+            return _offer_of(self.row, self.structure)
+
+
 def write_header(connection: Connection, offer: Offer, weights_digest: str) -> None:
     """Make the tables of a new library, and its header."""
     metadata.create_all(connection)
@@ -41,8 +73,8 @@ def write_header(connection: Connection, offer: Offer, weights_digest: str) -> N
     connection.execute(insert(header).values(sealed(values, STANDING)))
 
 
-def read_header(file: LibraryFile) -> tuple[Offer, str]:
-    """What the library offers, and its backbone's digest; a file of an older format is of this one then.
+def read_header(file: LibraryFile) -> Header:
+    """What the library stands for; a file of an older format is of this one then.
 
     Raises LibraryError where the header is damaged, of a newer format, or of an older one in a file
     that cannot be written.
@@ -58,34 +90,41 @@ def read_header(file: LibraryFile) -> tuple[Offer, str]:
                 f"to {FORMAT}; use the version that wrote it"
             )
         row = connection.execute(select(header)).one()
-    content = _content(file.path, row)
+    with _damage_told(file.path):
+        content = Header(file.path, row, _structure_of(row))
     if written < FORMAT:
         _bring_up_to_date(file)
     return content
 
 
-def _content(path: Path, row: Row[Any]) -> tuple[Offer, str]:
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
     try:
-        return _offer_of(row), row.weights_digest
+        yield
     except MaskvoteError as error:
         raise LibraryError(f"the library {path}: its header is damaged: {error}; {RESTORE}") from error
 
 
-def _offer_of(row: Row[Any]) -> Offer:
-    from common.backbone import Backbone
-    from common.probe import Probe
-
+def _structure_of(row: Row[Any]) -> Structure:
     if not is_sealed(row, STANDING):
         raise LibraryError("its content does not have the sha256 that is written beside it")
     structure = Structure.from_json(row.structure)
+    _check_digest("structure", structure.digest, row.structure_digest)
+    return structure
+
+
+def _offer_of(row: Row[Any], structure: Structure) -> Offer:
+    from common.backbone import Backbone
+    from common.probe import Probe
+
     probe = Probe.from_bytes(row.probe, structure)
-    for name, digest, written in (
-        ("structure", structure.digest, row.structure_digest),
-        ("probe", probe.digest, row.probe_digest),
-    ):
-        if digest != written:
-            raise LibraryError(f"the {name}'s digest is {digest[:12]}, written is {written[:12]}")
+    _check_digest("probe", probe.digest, row.probe_digest)
     return Offer(Backbone.from_json(row.backbone), structure, probe)
+
+
+def _check_digest(name: str, digest: str, written: str) -> None:
+    if digest != written:
+        raise LibraryError(f"the {name}'s digest is {digest[:12]}, written is {written[:12]}")
 
 
 def _bring_up_to_date(file: LibraryFile) -> None:

@@ -12,11 +12,12 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from common.budget_codec import budget_json, budget_of_json
-from common.exchange import Contribution, Neighbour, Offer, TaskDescription
+from common.exchange import Contribution, Neighbour, TaskDescription
 from common.mask import Mask
 from common.signature import TaskSignature
 from server.entries import Entry, EntryMethod, StoredAssignment
 from server.library_file import DamagedRow
+from server.library_header import Header
 from server.library_schema import ASKED, OUTCOME, Values, is_whole, now, seal, tasks
 
 # Statements are made once: SQLAlchemy takes longer to put one together than SQLite to run it.
@@ -99,12 +100,12 @@ NO_OUTCOME: Values = {"outcome_sha256": seal({}, OUTCOME)}
 """A row's second part until it is recorded."""
 
 
-def entry_of(row: Row[Any], offer: Offer) -> Entry:
+def entry_of(row: Row[Any], header: Header) -> Entry:
     """The entry in a whole row that is recorded."""
     return Entry(
         entry=row.id,
-        signature=_signature_of(row, offer),
-        mask=Mask.unpack(offer.structure, row.mask),
+        signature=_signature_of(row, header),
+        mask=Mask.unpack(header.structure, row.mask),
         method=row.method,
         accuracy_before=row.accuracy_before,
         accuracy_after=row.accuracy_after,
@@ -116,26 +117,26 @@ def entry_of(row: Row[Any], offer: Offer) -> Entry:
     )
 
 
-def assignment_of(row: Row[Any], offer: Offer) -> StoredAssignment | None:
+def assignment_of(row: Row[Any], header: Header) -> StoredAssignment | None:
     """What is assigned in a whole row; None for a seed."""
     if row.budget is None:
         return None
     budget = budget_of_json(row.budget)
     return StoredAssignment(
-        description=TaskDescription(row.id, _signature_of(row, offer), budget, row.method),
+        description=TaskDescription(row.id, _signature_of(row, header), budget, row.method),
         origin=row.origin,
         target=tuple(json.loads(row.target)),
         rounds=row.rounds,
-        mask=Mask.unpack(offer.structure, row.assigned_mask),
+        mask=Mask.unpack(header.structure, row.assigned_mask),
         neighbours=_neighbours_of(row),
         contributor=row.contributor,
     )
 
 
-def _signature_of(row: Row[Any], offer: Offer) -> TaskSignature:
+def _signature_of(row: Row[Any], header: Header) -> TaskSignature:
     means = np.frombuffer(row.means, dtype="<f2").astype(np.float16)
     counts = np.frombuffer(row.counts, dtype="<i4").astype(np.int32)
-    return TaskSignature(offer.probe.digest, means.reshape(row.classes, -1), counts)
+    return TaskSignature(header.probe_digest, means.reshape(row.classes, -1), counts)
 
 
 def _neighbours_of(row: Row[Any]) -> tuple[Neighbour, ...]:

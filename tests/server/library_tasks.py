@@ -17,7 +17,7 @@ WEIGHTS_DIGEST = "ab" * 32
 
 # Its children start in milliseconds, and without this process's threads and open files.
 clean_processes = multiprocessing.get_context("forkserver")
-clean_processes.set_forkserver_preload(["server.library", "server.tokens"])
+clean_processes.set_forkserver_preload(["server.library", "server.tokens", "common.probe"])
 
 
 def request_id(number: int) -> str:

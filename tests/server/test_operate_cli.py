@@ -235,6 +235,24 @@ def test_an_operator_elsewhere_needs_no_torch(remote, tmp_path, offer):
     assert modules & {"torch", "torchvision", "timm"} == set()
 
 
+def test_an_operator_of_a_file_needs_no_torch_but_to_take_entries_in(local, tmp_path, offer):
+    name, file, reason = name_of(offer, 1), tmp_path / "birds.entries", ("--reason", "fish")
+    lines = [
+        ["list", local],
+        ["show", local, name[:8]],
+        ["remove", local, name, *reason],
+        ["restore", local, name, *reason],
+        ["export", local, file],
+        ["statistics", local, "--json"],
+        ["token", "add", local, "barn"],
+        ["token", "list", local],
+        ["token", "revoke", local, "barn"],
+    ]
+    ended, modules = call_one_by_one("server.cli", lines)
+    assert [status for status, _ in ended] == [0] * len(lines), ended
+    assert modules & {"torch", "torchvision", "timm"} == set()
+
+
 def test_a_library_is_imported_into_while_it_is_served(both, tmp_path, offer):
     file = tmp_path / "more.entries"
     write_entries(file, [entry_of(offer, number) for number in (0, 10, 11)])
