@@ -13,6 +13,7 @@ from common.backbone import backbone_weights
 from common.command_line import progress, settings_option, show, show_json
 from common.errors import InputError
 from server.admission import check_weights
+from server.coordinator import VotingSettings
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings, Watch
 from server.healing.heal_library import Healing, heal_library, store_of
@@ -39,6 +40,12 @@ from server.operate_cli import JSON
     metavar="LOW HIGH",
     help="Shares of units that devices will ask for.",
 )
+@settings_option("--neighbours", default=VotingSettings.neighbours, help="As in serve: tasks that vote.")
+@settings_option(
+    "--prior",
+    default=VotingSettings.prior,
+    help="As in serve: what importance is worth beside votes.",
+)
 @settings_option("--iterations", type=click.IntRange(min=1), default=HealingSettings.iterations)
 @click.option("--seconds", type=float, help="Heal at most so long; without it, all iterations.")
 @settings_option(
@@ -55,6 +62,8 @@ def heal(
     images: Path,
     checkpoint: Path | None,
     keep_ratio: tuple[float, float],
+    neighbours: int,
+    prior: float,
     iterations: int,
     seconds: float | None,
     most_images: int,
@@ -71,6 +80,7 @@ def heal(
     Example: maskvote-server heal birds.db --images photographs
     """
     ratios = KeepRatios(*keep_ratio)
+    voting = VotingSettings(neighbours=neighbours, prior=prior)
     settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
     place = _device(device)
     with Library.open(library) as opened:
@@ -85,8 +95,9 @@ def heal(
                 images, backbone, weights, store, most=most_images, seed=seed, watch=bar("Features")
             )
             healing = heal_library(
-                opened, weights, public, ratios, settings, seed=seed, watch=bar("Healing")
-            )
+                opened, weights, public, ratios, settings,
+                voting=voting, seed=seed, watch=bar("Healing"),
+            )  # fmt: skip
         store.put_backbone(healing.healed)
     _tell(library, store.directory, healing, as_json)
 

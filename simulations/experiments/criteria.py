@@ -17,6 +17,7 @@ CRITERIA = Experiment(
     ways=(
         HEALED,
         Way("L1", healing="library"),
+        Way("L1", healing="empty"),
         SMSP,
         Way("L1"),
         DEFAULT,
