@@ -52,6 +52,9 @@ class VotingSettings:
     prior: float = 0.5
     """What the backbone's own importance is worth beside the votes; the papers have 0. Neighbours' masks
     are noisy, and few: of two units with about as many votes the more important one is the better bet."""
+    healed_prior: float = 100.0
+    """The same where networks are cut out of a healed backbone: votes decide ties alone. To be healed for
+    one network of every size, the same for everybody, is worth more than to be healed for many."""
 
     def __post_init__(self) -> None:
         if self.neighbours < 1 or not 1 <= self.rounds <= MAX_ROUNDS or not 0 <= self.explore < 1:
@@ -59,8 +62,9 @@ class VotingSettings:
                 f"{self.neighbours} neighbours, {self.rounds} rounds, exploring {self.explore}; needed "
                 f"are at least one neighbour, 1 to {MAX_ROUNDS} rounds, and a share in [0, 1)"
             )
-        if not 0 <= self.prior <= MAX_PRIOR:
-            raise InputError(f"the prior is {self.prior}; it is a number from 0 to {MAX_PRIOR:g}")
+        for name, prior in (("prior", self.prior), ("healed prior", self.healed_prior)):
+            if not 0 <= prior <= MAX_PRIOR:
+                raise InputError(f"the {name} is {prior}; it is a number from 0 to {MAX_PRIOR:g}")
 
 
 class Coordinator:
@@ -188,7 +192,7 @@ class Coordinator:
             if (own := self._healed.network(mask)) is not None:
                 return SubNetwork(backbone, mask, own, healed=True)
             healed = self._healed.backbone()
-            if healed is not None and healed.covers(mask):
+            if healed is not None and healed.covers(mask.density):
                 return SubNetwork.of(backbone, healed.weights, mask, healed=True)
         return SubNetwork.of(backbone, self._weights, mask)
 
@@ -208,7 +212,7 @@ class Coordinator:
             held = self._allot(task.budget.while_adapting, task, beyond=target)
         pruned = held != target
         explored = (0,) * len(held) if pruned else explored_units(structure, held, self._settings.explore)
-        elected = elect(structure, ballots, task.method, held, self._importance, self._settings.prior)
+        elected = elect(structure, ballots, task.method, held, self._importance, self._prior(held))
         mask = elected.mask
         if ballots and any(explored):
             seed = int(task.request_id, 16)
@@ -222,6 +226,14 @@ class Coordinator:
             neighbours=neighbours,
             contributor=contributor,
         )
+
+    def _prior(self, held: Counts) -> float:
+        """What importance is worth for a network of so many units per group."""
+        healed = None if self._healed is None else self._healed.backbone()
+        units = self._offer.structure.units
+        share = sum(held) / units if units else 1.0
+        covered = healed is not None and healed.covers(share)
+        return self._settings.healed_prior if covered else self._settings.prior
 
     def _allot(self, budget: Budget, task: TaskDescription, beyond: Counts | None = None) -> Counts:
         return allot(self._offer.structure, budget, task.signature.classes, beyond)

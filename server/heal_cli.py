@@ -43,8 +43,8 @@ from server.operate_cli import JSON
 @settings_option("--neighbours", default=VotingSettings.neighbours, help="As in serve: tasks that vote.")
 @settings_option(
     "--prior",
-    default=VotingSettings.prior,
-    help="As in serve: what importance is worth beside votes.",
+    default=VotingSettings.healed_prior,
+    help="As --healed-prior in serve: what importance is worth beside votes.",
 )
 @settings_option("--iterations", type=click.IntRange(min=1), default=HealingSettings.iterations)
 @click.option("--seconds", type=float, help="Heal at most so long; without it, all iterations.")
@@ -73,14 +73,14 @@ def heal(
 ) -> None:
     """Heal LIBRARY's backbone: whatever is cut out of it then starts nearer to the whole.
 
-    It learns, on images of yours, to give its own features through masks that the library votes for. A
+    It learns, on images of yours, to give its own features through masks such as devices are assigned. A
     server that is running takes it up with the next network it sends. What it comes to lies in
     LIBRARY.healed, which may be deleted.
 
     Example: maskvote-server heal birds.db --images photographs
     """
     ratios = KeepRatios(*keep_ratio)
-    voting = VotingSettings(neighbours=neighbours, prior=prior)
+    voting = VotingSettings(neighbours=neighbours, healed_prior=prior)
     settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
     place = _device(device)
     with Library.open(library) as opened:
@@ -148,7 +148,7 @@ def _tell(library: Path, directory: Path, healing: Healing, as_json: bool) -> No
         ["what", "number"],
         [
             ["keep ratios", f"{healed.low:g}-{healed.high:g}"],
-            ["entries that voted", f"{healed.entries:,}"],
+            ["entries there were", f"{healed.entries:,}"],
             ["public images", f"{healed.images:,}"],
             ["iterations", f"{healed.iterations:,}"],
             ["seconds", f"{healed.seconds:,.1f}"],

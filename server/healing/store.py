@@ -52,7 +52,7 @@ class HealedBackbone:
     """The backbone's weights, healed through masks that keep `low` to `high` of its units.
 
     `weights` are float32 without classifiers, and not to be written to; `iterations`, `images` and
-    `seconds` are what was spent on them, `entries` how many of the library voted for the masks.
+    `seconds` are what was spent on them, `entries` how many the library had.
     """
 
     weights: Weights
@@ -63,9 +63,9 @@ class HealedBackbone:
     entries: int
     seconds: float
 
-    def covers(self, mask: Mask) -> bool:
-        """Whether a mask keeps about the share of units that was healed for."""
-        return self.low / BEYOND <= mask.density <= self.high * BEYOND
+    def covers(self, share: float) -> bool:
+        """Whether it was healed for masks that keep about this share of units."""
+        return self.low / BEYOND <= share <= self.high * BEYOND
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -140,7 +140,9 @@ class _Bench:
         began = time.monotonic()
         mask = Mask.unpack(self._structure, order.mask)
         whole = self._store.backbone()
-        start = self._weights if whole is None or not whole.covers(mask) else self._placed(whole.weights)
+        start = self._weights
+        if whole is not None and whole.covers(mask.density):
+            start = self._placed(whole.weights)
         before = distance(self._backbone, start, mask, self._public)
         left = order.seconds - 2 * (time.monotonic() - began)
         if left <= 0:

@@ -13,6 +13,7 @@ LIBRARY_SIZE = Experiment(
         *(Way("SMSP", iterations=25, entries=size, healing="library") for size in (5, 20, 60, 200)),
     ),
     x="entries",
+    line=lambda way: way.mask if way.healing == "none" else f"{way.mask} healed",
     against=Way("SMSP", iterations=25, entries=0),
 )
 

@@ -67,7 +67,7 @@ def test_it_tells_what_it_did_and_the_store_has_it(heal, place):
 def test_a_table_is_shown_to_people(heal, place):
     words = ["heal", str(place / "library.db"), "--checkpoint", str(place / "backbone.safetensors")]
     shown = CliRunner().invoke(cli, [*words, "--images", str(place / "images"), *FEW]).stdout
-    for expected in ("healed backbone", "entries that voted", "0.2-0.5", "distance after"):
+    for expected in ("healed backbone", "entries there were", "0.2-0.5", "distance after"):
         assert expected in shown
 
 
@@ -93,7 +93,7 @@ def test_it_heals_through_votes_such_as_the_server_is_told_to_hold(heal, place, 
         for prior in ("0.5", "0.5", "100"):
             heal(*FEW, "--prior", prior)
             healed.append(store_of(library).backbone().weights)
-        with pytest.raises(InputError, match="the prior is -1"):
+        with pytest.raises(InputError, match="the healed prior is -1"):
             heal(*FEW, "--prior", "-1")
     first, again, important = healed
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -9,13 +9,15 @@ from healing_tasks import healed_backbone, mask_of
 from common.backbone import weights_digest
 from common.budget import Budget
 from common.images import PixelImages
+from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork, cut
-from server.coordinator import Coordinator
+from server.coordinator import Coordinator, VotingSettings
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings, PublicImages
 from server.healing.heal_library import heal_library, store_of
 from server.library import Library
+from server.voting import ranks
 
 
 @pytest.fixture
@@ -88,6 +90,30 @@ def test_a_device_is_told_that_its_network_is_healed(coordinator, store, healed,
     for assignment, expected in ((before, False), (after, True)):
         sent = SubNetwork.from_bytes(assignment.subnetwork.to_bytes(), offer.structure)
         assert sent.healed == assignment.subnetwork.healed == expected
+
+
+def test_out_of_a_healed_backbone_everybody_is_sent_what_it_was_healed_for(
+    coordinator, library, weights, store, healed, offer
+):
+    """By default that is what importance elects, whoever votes; of other sizes votes count as before."""
+    store.put_backbone(healed)
+    kept = {}
+    for share in (0.3, 0.7):
+        budget = Budget(keep_ratio=share)
+        for number, served in enumerate(
+            (
+                coordinator,
+                Coordinator(library, weights, VotingSettings(healed_prior=0.5), healed=store),
+                Coordinator(library, weights, VotingSettings(explore=0.0), healed=store),
+            )
+        ):
+            assigned = served.assign(ask(offer, 100 * number + int(10 * share), budget))
+            kept[share, number] = assigned.mask
+        importance = Mask.keep_top(
+            offer.structure, ranks(magnitude(weights, offer.structure)), assigned.target
+        )
+        assert (kept[share, 2] == importance) == (share == 0.3)
+    assert kept[0.3, 0] != kept[0.3, 1]
 
 
 def test_what_is_sent_of_an_edition_is_the_same_bytes(coordinator, store, healed, structure):
