@@ -37,7 +37,9 @@ GAP_CLOSED = 0.5
 RECALL_KEPT = 0.9
 EPSILON, IMAGES = 8.0, 50
 VOTES: tuple[str, ...] = ("SMSP", "SMSP and importance")
-"""The paper's, and what a server does by default."""
+"""The paper's, and what a server does by default that was not healed."""
+HEALED = Way("L1", KEPT, healing="empty")
+"""What a healed server does by default: importance elects."""
 HEALINGS: tuple[Healing, ...] = ("none", "library", "empty", "mask", "nearest")
 
 
@@ -78,7 +80,7 @@ def claims_of(
     new = [record for record in records if record.task.startswith("new")]
     found: list[Claim] = []
     library_helps = partial(_library_helps, library_tasks=library_tasks)
-    ways = [Way(mask, KEPT, healing=healing) for mask in VOTES for healing in HEALINGS]
+    ways = [Way(mask, KEPT, healing=healing) for mask in VOTES for healing in HEALINGS] + [HEALED]
     for claim in (_as_good_as_iterative, _above_criteria, library_helps):
         measured = [c for way in ways if (c := claim(new, way)).value is not None]
         found += measured or [claim(new, ways[0])]
