@@ -102,10 +102,11 @@ def _neighbours(facts: Facts) -> str:
         return "none: the library was empty, and the backbone's own importance chose"
     shown = ", ".join(f"{value:.2f}" for value in similarities[:SHOWN_NEIGHBOURS])
     more = len(similarities) - SHOWN_NEIGHBOURS
-    tasks = "task" if len(similarities) == 1 else "tasks"
-    return f"{len(similarities)} {tasks} voted, similar by {shown}" + (
-        f" and {more} more" if more > 0 else ""
-    )
+    found = f"{len(similarities)} {'task' if len(similarities) == 1 else 'tasks'}"
+    similar = f"similar by {shown}" + (f" and {more} more" if more > 0 else "")
+    if facts["origin"] == "importance":
+        return f"{found} found, {similar}; the backbone's own importance chose"
+    return f"{found} voted, {similar}"
 
 
 def _bytes(parts: Mapping[str, int]) -> str:

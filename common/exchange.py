@@ -145,7 +145,7 @@ class Neighbour:
 
 
 Origin = Literal["vote", "importance"]
-"""Where a mask came from: neighbours' votes, or, in an empty library, the backbone's own importance."""
+"""Where a mask came from: neighbours' votes, or the backbone's own importance, as in an empty library."""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from common.process_memory import (
 
 PIXELS_SHARE = 1 / 64
 """Of the limit, for decoded images that are kept: at 64 x 64 some 1,600 images of a limit of 1.2 GB."""
-SPARE_BYTES = 32_000_000
-"""Left free: for code that is yet to be loaded, as gRPC's when the mask is given back, and for gaps
-between blocks of memory."""
+SPARE_BYTES = 16_000_000
+"""Left free: for code that is yet to be loaded, and for gaps between blocks of memory."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class FleetSettings:
     """For one network at most: longer than that, another device waits."""
     prior: float = 0.5
     """What the backbone's own importance is worth beside the votes; the papers have 0."""
-    healed_prior: float = 100.0
+    healed_prior: float = 10_000.0
     """The same for networks that are cut out of a healed backbone, where votes decide ties alone."""
     devices: int = 0
     """Devices after which the run ends, failed ones too; 0 serves all that come."""

@@ -52,7 +52,7 @@ class VotingSettings:
     prior: float = 0.5
     """What the backbone's own importance is worth beside the votes; the papers have 0. Neighbours' masks
     are noisy, and few: of two units with about as many votes the more important one is the better bet."""
-    healed_prior: float = 100.0
+    healed_prior: float = 10_000.0
     """The same where networks are cut out of a healed backbone: votes decide ties alone. To be healed for
     one network of every size, the same for everybody, is worth more than to be healed for many."""
 

@@ -79,7 +79,7 @@ def assign(
         seal(file, *encode_assignment(answer))
         mask = answer.subnetwork.mask
         click.echo(
-            f"{file}: {mask.kept.sum():,} of {mask.structure.units:,} units, by {answer.origin} of "
+            f"{file}: {mask.kept.sum():,} of {mask.structure.units:,} units, by {answer.origin}, "
             f"{len(answer.neighbours)} neighbours"
         )
 

@@ -107,9 +107,9 @@ def elect(
     """The mask of the `counts` best-scored units of every group.
 
     `importance` is the backbone's own, as `ranks`. `prior` is what the highest rank is worth beside all
-    ballots together: with 0, as in the papers, importance decides ties alone, never index order. With no
-    ballots at all the library is empty, and importance elects alone. Raises MismatchError for ballots of
-    another structure.
+    ballots together: with 0, as in the papers, importance decides ties alone, never index order; with as
+    much as a group has units, votes do, as ranks are a unit's share apart. Then, and with no ballots at
+    all, importance is the origin. Raises MismatchError for ballots of another structure.
     """
     if not ballots:
         return Elected(Mask.keep_top(structure, importance, counts), "importance", importance)
@@ -123,7 +123,8 @@ def elect(
             f"the masks are of structure {voted[:12]}, the vote is on {structure.digest[:12]}; "
             "let masks of this backbone vote"
         )
-    return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), "vote", scores)
+    origin: Origin = "importance" if prior >= max(structure.sizes, default=1) else "vote"
+    return Elected(Mask.keep_top(structure, scores, counts, tie_break=importance), origin, scores)
 
 
 def explored_units(structure: Structure, held: Counts, share: float) -> Counts:

@@ -109,6 +109,9 @@ def test_out_of_a_healed_backbone_everybody_is_sent_what_it_was_healed_for(
         ):
             assigned = served.assign(ask(offer, 100 * number + int(10 * share), budget))
             kept[share, number] = assigned.mask
+            elects = share == 0.3 and number != 1
+            assert assigned.origin == ("importance" if elects else "vote")
+            assert assigned.neighbours
         importance = Mask.keep_top(
             offer.structure, ranks(magnitude(weights, offer.structure)), assigned.target
         )
