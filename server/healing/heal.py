@@ -1,7 +1,7 @@
 """Healing: what is cut out of the backbone is taught to give the whole backbone's features again.
 
 The server owns the backbone and images that it may use for anything (public images). On those it
-trains the backbone's weights so that the sub-networks which its library votes for give the backbone's
+trains the backbone's weights so that the sub-networks which devices are assigned give the backbone's
 own features. That is done before any device asks, once for all masks: in every iteration another mask
 is cut out, and its gradients reach the weights that it shares with the others. With one mask alone,
 the same heals one sub-network.
