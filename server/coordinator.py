@@ -230,9 +230,7 @@ class Coordinator:
     def _prior(self, held: Counts) -> float:
         """What importance is worth for a network of so many units per group."""
         healed = None if self._healed is None else self._healed.backbone()
-        units = self._offer.structure.units
-        share = sum(held) / units if units else 1.0
-        covered = healed is not None and healed.covers(share)
+        covered = healed is not None and healed.covers(self._offer.structure.share(held))
         return self._settings.healed_prior if covered else self._settings.prior
 
     def _allot(self, budget: Budget, task: TaskDescription, beyond: Counts | None = None) -> Counts:

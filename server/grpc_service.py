@@ -133,7 +133,7 @@ def smallest_budgets(structure: Structure) -> BudgetLimits:
     """What a budget is at least: every group keeps one unit. Parameters grow evenly with the classes."""
     none, one = (structure.parameters(structure.smallest, classes) for classes in (0, 1))
     return BudgetLimits(
-        keep_ratio=sum(structure.smallest) / structure.units,
+        keep_ratio=structure.share(structure.smallest),
         parameters=none,
         parameters_per_class=one - none,
     )

@@ -142,6 +142,10 @@ class Structure:
                 return group
         raise KeyError(f"no group {name!r}; there are {', '.join(self.starts)}")
 
+    def share(self, kept: Sequence[int]) -> float:
+        """The share of all units that so many of every group are; 1 where there is nothing to cut."""
+        return sum(kept) / self.units if self.units else 1.0
+
     def parameters(self, kept: Sequence[int] | None = None, classes: int | None = None) -> int:
         """Parameters of the network that keeps so many units of every group, for so many classes.
 

@@ -51,7 +51,7 @@ def drawn_votes(
     by their logarithms; none is below the smallest sub-network's. Raises BudgetError where not even the
     highest allows a unit for every group.
     """
-    smallest = sum(structure.smallest) / structure.units
+    smallest = structure.share(structure.smallest)
     low = min(max(ratios.low, smallest), ratios.high)
     counts = [
         allot(structure, Budget(keep_ratio=min(1.0, float(ratio))), 1)

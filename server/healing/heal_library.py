@@ -81,7 +81,7 @@ def heal_library(
         )
     seconds = time.monotonic() - began
     keep_ratio = (ratios.low * ratios.high) ** 0.5
-    keep_ratio = max(keep_ratio, sum(structure.smallest) / structure.units)
+    keep_ratio = max(keep_ratio, structure.share(structure.smallest))
     judge = Mask.keep_top(structure, importance, allot(structure, Budget(keep_ratio=keep_ratio), 1))
     return Healing(
         HealedBackbone(
