@@ -43,9 +43,8 @@ class FleetSettings:
     heal_seconds: float = 120.0
     """For one network at most: longer than that, another device waits."""
     prior: float = 0.5
-    """What the backbone's own importance is worth beside the votes; the papers have 0."""
-    healed_prior: float = 10_000.0
-    """The same for networks that are cut out of a healed backbone, where votes decide ties alone."""
+    """What the backbone's own importance is worth beside the votes; the papers have 0. A healed backbone
+    knows its own."""
     devices: int = 0
     """Devices after which the run ends, failed ones too; 0 serves all that come."""
     at_once: int = 2
@@ -67,10 +66,6 @@ class FleetSettings:
             (self.neighbours >= 1, f"neighbours is {self.neighbours}; at least 1 votes"),
             (0 <= self.explore < 1, f"explore is {self.explore}; it is a share in [0, 1)"),
             (0 <= self.prior < math.inf, f"prior is {self.prior}; it is a number from 0"),
-            (
-                0 <= self.healed_prior < math.inf,
-                f"healed-prior is {self.healed_prior}; it is a number from 0",
-            ),
             (self.devices >= 0, f"devices is {self.devices}; give 0 for all that come"),
             (self.at_once >= 1, f"at-once is {self.at_once}; at least 1 is in flight"),
             (self.ttl_seconds != 0, "ttl-seconds is 0; a message needs some time to be answered"),

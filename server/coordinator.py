@@ -52,9 +52,6 @@ class VotingSettings:
     prior: float = 0.5
     """What the backbone's own importance is worth beside the votes; the papers have 0. Neighbours' masks
     are noisy, and few: of two units with about as many votes the more important one is the better bet."""
-    healed_prior: float = 10_000.0
-    """The same where networks are cut out of a healed backbone: votes decide ties alone. To be healed for
-    one network of every size, the same for everybody, is worth more than to be healed for many."""
 
     def __post_init__(self) -> None:
         if self.neighbours < 1 or not 1 <= self.rounds <= MAX_ROUNDS or not 0 <= self.explore < 1:
@@ -62,9 +59,8 @@ class VotingSettings:
                 f"{self.neighbours} neighbours, {self.rounds} rounds, exploring {self.explore}; needed "
                 f"are at least one neighbour, 1 to {MAX_ROUNDS} rounds, and a share in [0, 1)"
             )
-        for name, prior in (("prior", self.prior), ("healed prior", self.healed_prior)):
-            if not 0 <= prior <= MAX_PRIOR:
-                raise InputError(f"the {name} is {prior}; it is a number from 0 to {MAX_PRIOR:g}")
+        if not 0 <= self.prior <= MAX_PRIOR:
+            raise InputError(f"the prior is {self.prior}; it is a number from 0 to {MAX_PRIOR:g}")
 
 
 class Coordinator:
@@ -228,10 +224,15 @@ class Coordinator:
         )
 
     def _prior(self, held: Counts) -> float:
-        """What importance is worth for a network of so many units per group."""
+        """What importance is worth for a network of so many units per group.
+
+        Where it will be cut out of the healed backbone, what that was healed with: only masks that were
+        elected alike are healed for.
+        """
         healed = None if self._healed is None else self._healed.backbone()
-        covered = healed is not None and healed.covers(self._offer.structure.share(held))
-        return self._settings.healed_prior if covered else self._settings.prior
+        if healed is not None and healed.covers(self._offer.structure.share(held)):
+            return healed.prior
+        return self._settings.prior
 
     def _allot(self, budget: Budget, task: TaskDescription, beyond: Counts | None = None) -> Counts:
         return allot(self._offer.structure, budget, task.signature.classes, beyond)

@@ -44,11 +44,6 @@ def offer(library: Path, file: Path) -> None:
 @CHECKPOINT
 @settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
 @settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
-@settings_option(
-    "--healed-prior",
-    default=VotingSettings.healed_prior,
-    help="The same for what is cut out of a healed backbone; as in heal.",
-)
 @click.option("--contributor", default="", help="Who asks; kept with the entry.")
 @HEAL_IMAGES
 @HEAL_SECONDS
@@ -59,7 +54,6 @@ def assign(
     checkpoint: Path | None,
     neighbours: int,
     prior: float,
-    healed_prior: float,
     contributor: str,
     heal_images: Path | None,
     heal_seconds: float,
@@ -70,7 +64,7 @@ def assign(
     """
     with Library.open(library) as opened:
         weights = backbone_weights(opened.offer.backbone, checkpoint)
-        voting = VotingSettings(neighbours=neighbours, prior=prior, healed_prior=healed_prior)
+        voting = VotingSettings(neighbours=neighbours, prior=prior)
         healed = store_of(opened)
         with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
             coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)

@@ -65,10 +65,7 @@ def serve_fleet(
     when the run is stopped: what was recorded until then stays in the library.
     """
     voting = VotingSettings(
-        neighbours=settings.neighbours,
-        explore=settings.explore,
-        prior=settings.prior,
-        healed_prior=settings.healed_prior,
+        neighbours=settings.neighbours, explore=settings.explore, prior=settings.prior
     )
     store = store_of(library)
     with healer_of(library, store, weights, settings.heal_images, settings.heal_seconds) as healer:

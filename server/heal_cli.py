@@ -16,7 +16,7 @@ from server.admission import check_weights
 from server.coordinator import VotingSettings
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings, Watch
-from server.healing.heal_library import Healing, heal_library, store_of
+from server.healing.heal_library import VOTING, Healing, heal_library, store_of
 from server.healing.public_images import MOST_IMAGES, public_images
 from server.library import Library
 from server.model_options import CHECKPOINT
@@ -43,8 +43,8 @@ from server.operate_cli import JSON
 @settings_option("--neighbours", default=VotingSettings.neighbours, help="As in serve: tasks that vote.")
 @settings_option(
     "--prior",
-    default=VotingSettings.healed_prior,
-    help="As --healed-prior in serve: what importance is worth beside votes.",
+    default=VOTING.prior,
+    help="What importance is worth beside votes, in masks to heal for and in those that devices get.",
 )
 @settings_option("--iterations", type=click.IntRange(min=1), default=HealingSettings.iterations)
 @click.option("--seconds", type=float, help="Heal at most so long; without it, all iterations.")
@@ -80,7 +80,7 @@ def heal(
     Example: maskvote-server heal birds.db --images photographs
     """
     ratios = KeepRatios(*keep_ratio)
-    voting = VotingSettings(neighbours=neighbours, healed_prior=prior)
+    voting = VotingSettings(neighbours=neighbours, prior=prior)
     settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
     place = _device(device)
     with Library.open(library) as opened:
@@ -148,6 +148,7 @@ def _tell(library: Path, directory: Path, healing: Healing, as_json: bool) -> No
         ["what", "number"],
         [
             ["keep ratios", f"{healed.low:g}-{healed.high:g}"],
+            ["prior", f"{healed.prior:,g}"],
             ["entries there were", f"{healed.entries:,}"],
             ["public images", f"{healed.images:,}"],
             ["iterations", f"{healed.iterations:,}"],

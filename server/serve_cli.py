@@ -43,11 +43,6 @@ HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="F
 @HEAL_IMAGES
 @HEAL_SECONDS
 @settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
-@settings_option(
-    "--healed-prior",
-    default=VotingSettings.healed_prior,
-    help="The same for what is cut out of a healed backbone; as in heal.",
-)
 @settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
@@ -66,7 +61,6 @@ def serve(
     neighbours: int,
     explore: float,
     prior: float,
-    healed_prior: float,
     heal_images: Path | None,
     heal_seconds: float,
     calls_per_minute: int,
@@ -87,9 +81,7 @@ def serve(
         metrics_address=metrics_address,
         spool=spool,
         limits=Limits(calls_per_minute=calls_per_minute, concurrent_calls=concurrent_calls),
-        voting=VotingSettings(
-            neighbours=neighbours, explore=explore, prior=prior, healed_prior=healed_prior
-        ),
+        voting=VotingSettings(neighbours=neighbours, explore=explore, prior=prior),
         grace_seconds=grace,
         heal_images=heal_images,
         heal_seconds=heal_seconds,

@@ -332,7 +332,7 @@ class RunDirectory:
             [entry.mask for entry in self.entries] if kind == "library" else [],
             ranks(magnitude(self.weights, self.structure)),
             settings.heal_ratios,
-            VotingSettings(healed_prior=VotingSettings.prior),  # here votes count: "empty" is without
+            VotingSettings(),  # votes count, whose worth is measured: "empty" is without
             seed=0,
         )
         public = self.public_images(watch)

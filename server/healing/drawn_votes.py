@@ -76,7 +76,7 @@ def _draw(
         if number % UNVOTED_EVERY and masks:
             voters = lot.choice(len(masks), min(settings.neighbours, len(masks)), replace=False).tolist()
         ballots = [Ballot(masks[voter], 1.0) for voter in voters]
-        elected = elect(structure, ballots, "smsp", held, importance, settings.healed_prior)
+        elected = elect(structure, ballots, "smsp", held, importance, settings.prior)
         explored = explored_units(structure, held, settings.explore)
         draw = int(lot.integers(LARGEST_SEED))
         yield with_runners_up(elected.mask, elected.scores, explored, draw, tie_break=importance)

@@ -20,6 +20,10 @@ from server.healing.store import HealedBackbone, HealedStore
 from server.library import Library
 from server.voting import ranks
 
+VOTING = VotingSettings(prior=10_000.0)
+"""How masks to heal for are elected if nothing else is said: votes decide ties alone. To be healed for
+one network of every size, the same for everybody, is worth more than for many (docs/results.md)."""
+
 
 @dataclass(frozen=True)
 class Healing:
@@ -49,7 +53,7 @@ def heal_library(
     ratios: KeepRatios,
     settings: HealingSettings,
     *,
-    voting: VotingSettings | None = None,
+    voting: VotingSettings = VOTING,
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Healing:
@@ -62,7 +66,7 @@ def heal_library(
     backbone, structure = library.offer.backbone, library.offer.structure
     importance = ranks(magnitude(weights, structure))
     entries = [entry.mask for entry in library.export()]
-    masks = drawn_votes(structure, entries, importance, ratios, voting or VotingSettings(), seed)
+    masks = drawn_votes(structure, entries, importance, ratios, voting, seed)
     done = 0
 
     def count(iteration: int, iterations: int) -> None:
@@ -88,6 +92,7 @@ def heal_library(
             {n: t.cpu() for n, t in backbone.without_classifiers(healed).items()},
             ratios.low,
             ratios.high,
+            voting.prior,
             iterations=done,
             images=len(public.images),
             entries=len(entries),

@@ -33,7 +33,7 @@ from common.selection import Selection
 from common.structure import Structure
 from common.tensor_file import Kind, read_tensors, write_tensors
 
-FORMAT = "1"
+FORMAT = "2"
 MASKS_BYTES = 2 * 10**9
 """How much the networks that were healed for one mask may take on the disk."""
 BEYOND = 1.25
@@ -51,6 +51,7 @@ logger = logging.getLogger("maskvote")
 class HealedBackbone:
     """The backbone's weights, healed through masks that keep `low` to `high` of its units.
 
+    Importance elected them with `prior` beside votes, as it has to where networks are cut out of this.
     `weights` are float32 without classifiers, and not to be written to; `iterations`, `images` and
     `seconds` are what was spent on them, `entries` how many the library had.
     """
@@ -58,6 +59,7 @@ class HealedBackbone:
     weights: Weights
     low: float
     high: float
+    prior: float
     iterations: int
     images: int
     entries: int

@@ -26,7 +26,7 @@ GROWTH = Experiment(
         *(
             Way("SMSP", iterations=25, entries=size, library=kind)
             for kind in ("seeded", "grown", "echoed")
-            for size in (5, 20, 60)
+            for size in (5, 20, 60, 200)
         ),
     ),
     x="entries",

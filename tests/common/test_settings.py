@@ -32,12 +32,7 @@ def test_the_project_lists_every_setting_with_its_default():
 
 def test_voting_has_the_same_defaults_in_a_run_as_elsewhere():
     settings = FleetSettings(Path("x"))
-    assert VotingSettings() == VotingSettings(
-        settings.neighbours,
-        settings.explore,
-        prior=settings.prior,
-        healed_prior=settings.healed_prior,
-    )
+    assert VotingSettings() == VotingSettings(settings.neighbours, settings.explore, prior=settings.prior)
 
 
 def test_every_problem_is_named_at_once():

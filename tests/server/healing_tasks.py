@@ -50,4 +50,4 @@ def healed_backbone(weights: Weights, backbone: Backbone, offset: float = 0.5) -
         for name, tensor in weights.items()
         if name not in backbone.classifier_tensors
     }
-    return HealedBackbone(changed, 0.2, 0.4, iterations=10, images=64, entries=3, seconds=1.5)
+    return HealedBackbone(changed, 0.2, 0.4, 10_000.0, iterations=10, images=64, entries=3, seconds=1.5)

@@ -238,5 +238,3 @@ def test_settings_that_elect_nothing_are_refused(values):
 def test_a_prior_that_is_no_number_from_0_is_refused(prior):
     with pytest.raises(InputError, match="the prior is"):
         VotingSettings(prior=prior)
-    with pytest.raises(InputError, match="the healed prior is"):
-        VotingSettings(healed_prior=prior)

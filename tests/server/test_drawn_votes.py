@@ -16,7 +16,7 @@ from server.coordinator import VotingSettings
 from server.healing.drawn_votes import UNVOTED_EVERY, KeepRatios, drawn_votes
 from server.voting import Ballot, elect, explored_units
 
-PLAIN = VotingSettings(neighbours=3, explore=0, healed_prior=0)
+PLAIN = VotingSettings(neighbours=3, explore=0, prior=0)
 RATIOS = KeepRatios(0.1, 0.5)
 
 

@@ -86,14 +86,16 @@ def test_the_same_seed_heals_alike_and_features_are_not_computed_again(heal, pla
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_it_heals_through_votes_such_as_the_server_is_told_to_hold(heal, place, offer):
+def test_it_heals_through_votes_such_as_devices_are_then_served_by(heal, place, offer):
     healed = []
     with Library.open(place / "library.db") as library:
         library.take_in(entry_of(offer, number) for number in range(6))
         for prior in ("0.5", "0.5", "100"):
             heal(*FEW, "--prior", prior)
-            healed.append(store_of(library).backbone().weights)
-        with pytest.raises(InputError, match="the healed prior is -1"):
+            found = store_of(library).backbone()
+            assert found.prior == float(prior)
+            healed.append(found.weights)
+        with pytest.raises(InputError, match="the prior is -1"):
             heal(*FEW, "--prior", "-1")
     first, again, important = healed
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -1,5 +1,7 @@
 """What a device is sent: what was healed for its mask, else for all masks, else the backbone's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -92,31 +94,26 @@ def test_a_device_is_told_that_its_network_is_healed(coordinator, store, healed,
         assert sent.healed == assignment.subnetwork.healed == expected
 
 
+@pytest.mark.parametrize(("healed_for", "origin"), [(10_000.0, "importance"), (0.0, "vote")])
 def test_out_of_a_healed_backbone_everybody_is_sent_what_it_was_healed_for(
-    coordinator, library, weights, store, healed, offer
+    library, weights, store, healed, offer, healed_for, origin
 ):
-    """By default that is what importance elects, whoever votes; of other sizes votes count as before."""
-    store.put_backbone(healed)
-    kept = {}
-    for share in (0.3, 0.7):
-        budget = Budget(keep_ratio=share)
-        for number, served in enumerate(
-            (
-                coordinator,
-                Coordinator(library, weights, VotingSettings(healed_prior=0.5), healed=store),
-                Coordinator(library, weights, VotingSettings(explore=0.0), healed=store),
-            )
-        ):
-            assigned = served.assign(ask(offer, 100 * number + int(10 * share), budget))
-            kept[share, number] = assigned.mask
-            elects = share == 0.3 and number != 1
-            assert assigned.origin == ("importance" if elects else "vote")
-            assert assigned.neighbours
-        importance = Mask.keep_top(
-            offer.structure, ranks(magnitude(weights, offer.structure)), assigned.target
-        )
-        assert (kept[share, 2] == importance) == (share == 0.3)
-    assert kept[0.3, 0] != kept[0.3, 1]
+    """What importance elects, or votes, as it says itself; for other sizes, as the server is told."""
+    store.put_backbone(replace(healed, prior=healed_for))
+    importance = ranks(magnitude(weights, offer.structure))
+    served = Coordinator(library, weights, VotingSettings(explore=0.0, prior=0.5), healed=store)
+    for share, expected in ((0.3, origin), (0.7, "vote")):
+        assigned = served.assign(ask(offer, int(10 * share), Budget(keep_ratio=share)))
+        assert assigned.neighbours
+        assert assigned.origin == expected
+        elected = Mask.keep_top(offer.structure, importance, assigned.target)
+        assert (assigned.mask == elected) == (expected == "importance")
+
+
+def test_the_next_device_is_served_as_the_next_healing_was(coordinator, store, healed, offer):
+    for number, (prior, origin) in enumerate(((10_000.0, "importance"), (0.5, "vote")), start=1):
+        store.put_backbone(replace(healed, prior=prior))
+        assert coordinator.assign(ask(offer, number, Budget(keep_ratio=0.3))).origin == origin
 
 
 def test_what_is_sent_of_an_edition_is_the_same_bytes(coordinator, store, healed, structure):
