@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from common.backbone import backbone_weights
-from common.command_line import settings_option
 from common.envelope import seal, unseal
 from common.proto_codec import (
     decode_contribution,
@@ -20,7 +19,7 @@ from server.healing.heal_library import store_of
 from server.healing.healer import healer_of
 from server.library import Library
 from server.model_options import CHECKPOINT
-from server.serve_cli import HEAL_IMAGES, HEAL_SECONDS
+from server.serving_options import HEAL_IMAGES, HEAL_SECONDS, voting_options
 
 LIBRARY = click.argument("library", type=click.Path(path_type=Path))
 
@@ -42,8 +41,7 @@ def offer(library: Path, file: Path) -> None:
 @click.argument("request", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
 @CHECKPOINT
-@settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
-@settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
+@voting_options(VotingSettings())
 @click.option("--contributor", default="", help="Who asks; kept with the entry.")
 @HEAL_IMAGES
 @HEAL_SECONDS
@@ -52,8 +50,7 @@ def assign(
     request: Path,
     file: Path,
     checkpoint: Path | None,
-    neighbours: int,
-    prior: float,
+    voting: VotingSettings,
     contributor: str,
     heal_images: Path | None,
     heal_seconds: float,
@@ -64,7 +61,6 @@ def assign(
     """
     with Library.open(library) as opened:
         weights = backbone_weights(opened.offer.backbone, checkpoint)
-        voting = VotingSettings(neighbours=neighbours, prior=prior)
         healed = store_of(opened)
         with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
             coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)

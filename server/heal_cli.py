@@ -21,6 +21,7 @@ from server.healing.public_images import MOST_IMAGES, public_images
 from server.library import Library
 from server.model_options import CHECKPOINT
 from server.operate_cli import JSON
+from server.serving_options import voting_options
 
 
 @click.command()
@@ -40,12 +41,7 @@ from server.operate_cli import JSON
     metavar="LOW HIGH",
     help="Shares of units that devices will ask for.",
 )
-@settings_option("--neighbours", default=VotingSettings.neighbours, help="As in serve: tasks that vote.")
-@settings_option(
-    "--prior",
-    default=VOTING.prior,
-    help="What importance is worth beside votes, in masks to heal for and in those that devices get.",
-)
+@voting_options(VOTING)
 @settings_option("--iterations", type=click.IntRange(min=1), default=HealingSettings.iterations)
 @click.option("--seconds", type=float, help="Heal at most so long; without it, all iterations.")
 @settings_option(
@@ -62,8 +58,7 @@ def heal(
     images: Path,
     checkpoint: Path | None,
     keep_ratio: tuple[float, float],
-    neighbours: int,
-    prior: float,
+    voting: VotingSettings,
     iterations: int,
     seconds: float | None,
     most_images: int,
@@ -74,13 +69,12 @@ def heal(
     """Heal LIBRARY's backbone: whatever is cut out of it then starts nearer to the whole.
 
     It learns, on images of yours, to give its own features through masks such as devices are assigned. A
-    server that is running takes it up with the next network it sends. What it comes to lies in
-    LIBRARY.healed, which may be deleted.
+    server that is running takes it up with the next network it sends, and elects that by this prior.
+    What it comes to lies in LIBRARY.healed, which may be deleted.
 
     Example: maskvote-server heal birds.db --images photographs
     """
     ratios = KeepRatios(*keep_ratio)
-    voting = VotingSettings(neighbours=neighbours, prior=prior)
     settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
     place = _device(device)
     with Library.open(library) as opened:

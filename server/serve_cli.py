@@ -16,21 +16,17 @@ from common.command_line import settings_option
 from common.errors import InputError
 from common.exchange import Limits
 from server.coordinator import VotingSettings
-from server.healing import healer
 from server.library import Library
+from server.model_options import CHECKPOINT
 from server.serving import GRACE_SECONDS, ServeSettings, Tls, serving
+from server.serving_options import HEAL_IMAGES, HEAL_SECONDS, voting_options
 
 PATH = click.Path(path_type=Path)
-
-HEAL_IMAGES = click.option("--heal-images", type=PATH, help="Public images, in any layout, to "
-                           "heal networks on for devices that are ready to wait.")  # fmt: skip
-HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="For one such network.")
 
 
 @click.command()
 @click.argument("library", type=PATH)
-@click.option("--checkpoint", type=PATH, help="Safetensors file of the backbone's weights; without it, "
-              "those that timm publishes.")  # fmt: skip
+@CHECKPOINT
 @settings_option("--address", default=ServeSettings.address, help="HOST:PORT to listen on.")
 @click.option("--certificate", type=PATH, help="The server's certificate chain (PEM).")
 @click.option("--key", type=PATH, help="The certificate's key (PEM).")
@@ -38,11 +34,9 @@ HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="F
 @click.option("--insecure", is_flag=True, help="Listen without TLS where others can reach it.")
 @click.option("--anonymous", is_flag=True, help="Take devices that have no token.")
 @click.option("--metrics", "metrics_address", help="HOST:PORT for Prometheus to read.")
-@settings_option("--neighbours", default=VotingSettings.neighbours, help="Tasks that vote.")
-@settings_option("--explore", default=VotingSettings.explore, help="Share of units that are runners-up.")
+@voting_options(VotingSettings())
 @HEAL_IMAGES
 @HEAL_SECONDS
-@settings_option("--prior", default=VotingSettings.prior, help="What importance is worth beside votes.")
 @settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
@@ -58,9 +52,7 @@ def serve(
     insecure: bool,
     anonymous: bool,
     metrics_address: str | None,
-    neighbours: int,
-    explore: float,
-    prior: float,
+    voting: VotingSettings,
     heal_images: Path | None,
     heal_seconds: float,
     calls_per_minute: int,
@@ -81,7 +73,7 @@ def serve(
         metrics_address=metrics_address,
         spool=spool,
         limits=Limits(calls_per_minute=calls_per_minute, concurrent_calls=concurrent_calls),
-        voting=VotingSettings(neighbours=neighbours, explore=explore, prior=prior),
+        voting=voting,
         grace_seconds=grace,
         heal_images=heal_images,
         heal_seconds=heal_seconds,
