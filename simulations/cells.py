@@ -25,7 +25,7 @@ from common.structure import Structure
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
 from server.budget import allot
-from server.healing.heal import HealingSettings, heal_mask
+from server.healing.heal import heal_mask
 from server.library import Entry, Library
 from simulations.baselines import MASKS, NETWORKS, whole
 from simulations.contest import Contest
@@ -128,14 +128,16 @@ class Cells:
         """The tensors that a mask leaves, healed as the way says."""
         run = self._run
         if way.healing in ("library", "empty"):
-            return cut(run.backbone.without_classifiers(run.healed(way.healing)), mask)
+            return cut(
+                run.backbone.without_classifiers(run.healed(way.healing, way.healing_iterations)), mask
+            )
         indices = None
         if way.healing == "nearest":
             means = self._whole_probe.describe(task.train, len(task.classes)).means
             count = max(2, int(NEAREST_PUBLIC_SHARE * len(run.public.images)))
             center = run.public.features.float().mean(0).numpy()
             indices = run.public.nearest(means, center, count)
-        settings = HealingSettings(iterations=way.healing_iterations)
+        settings = run.healing_of(way.healing_iterations)
         generator = torch.Generator().manual_seed(0)
         return heal_mask(
             run.backbone, run.weights, mask, run.public, settings, generator, indices=indices

@@ -190,7 +190,7 @@ def _values(
     """The values of the way with this mask and healing, at KEPT and with the defaults in all that votes.
 
     Where several tunings were measured: the one on most tasks (of those `among` which they are compared),
-    then the nearest to the default length.
+    then the nearest to the default length, then the one that was healed as the run says, or longest.
     """
     own = list(records)
     known = {record.way for record in own if record.way.mask == mask and record.way.healing == healing}
@@ -199,7 +199,7 @@ def _values(
         (
             len(values if among is None else _shared(values, among)),
             -abs(way.iterations - plain.iterations),
-            way.healing_iterations,
+            math.inf if way.healing_iterations is None else way.healing_iterations,
             values,
         )
         for way in known

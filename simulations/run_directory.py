@@ -6,7 +6,8 @@
     library.jsonl       its tasks and masks, a line each
     grown.db, echoed.db libraries of what devices gave back (see simulations.growing)
     healed-library.safetensors, healed-empty.safetensors
-                        the backbone's weights, healed for what the library votes for, or would if empty
+                        the backbone's weights, healed for what the library votes for, or would if empty;
+                        with the iterations in the name where those are not the run's own
     public.safetensors  the backbone's features of the public images
     cells.jsonl         a record for every cell (see simulations.records)
 
@@ -94,7 +95,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._healed: dict[Healing, Weights] = {}
+        self._healed: dict[Path, Weights] = {}
         if not (self.path / "run.json").exists():
             raise InputError(
                 f"{path} is no run: it has no run.json; give --backbone and --data to begin one"
@@ -321,9 +322,18 @@ class RunDirectory:
         tensors, _ = read_tensors(read_whole(file))
         return PublicImages(images, tensors["features"])
 
-    def heal(self, kind: Healing, watch: Watch) -> None:
+    def healing_of(self, iterations: int | None) -> HealingSettings:
+        """How to heal with so many iterations; None: with as many as the run says."""
+        own = self.settings.healing
+        return own if iterations is None else replace(own, iterations=iterations)
+
+    def _healed_file(self, kind: Healing, iterations: int | None) -> Path:
+        other = iterations not in (None, self.settings.healing.iterations)
+        return self.path / f"healed-{kind}{f'-{iterations}' if other else ''}.safetensors"
+
+    def heal(self, kind: Healing, iterations: int | None, watch: Watch) -> None:
         """Heal the backbone's weights for what the library votes for ("library"), or would ("empty")."""
-        file = self.path / f"healed-{kind}.safetensors"
+        file = self._healed_file(kind, iterations)
         if file.exists():
             return
         settings = self.settings
@@ -341,19 +351,19 @@ class RunDirectory:
             {name: tensor.to(settings.device) for name, tensor in self.weights.items()},
             masks,
             public,
-            settings.healing,
+            self.healing_of(iterations),
             torch.Generator().manual_seed(0),
             watch=watch,
         )
         kept = {name: tensor.cpu().contiguous() for name, tensor in healed.items()}
         write_whole(file, save(kept))
 
-    def healed(self, kind: Healing) -> Weights:
-        """The healed weights of a kind, read once."""
-        if kind not in self._healed:
-            file = self.path / f"healed-{kind}.safetensors"
-            self._healed[kind] = read_weights(file, self.backbone)
-        return self._healed[kind]
+    def healed(self, kind: Healing, iterations: int | None = None) -> Weights:
+        """What `heal` has come to, read once."""
+        file = self._healed_file(kind, iterations)
+        if file not in self._healed:
+            self._healed[file] = read_weights(file, self.backbone)
+        return self._healed[file]
 
 
 def versions() -> dict[str, str]:

@@ -54,8 +54,9 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
     ways = [way for experiment in experiments for way in ways_of(run, experiment)]
     for kind in sorted({way.library for way in ways} - {"seeded"}):
         run.grow(kind, partial(watch, f"growing the {kind} library"))
-    for healing in sorted({way.healing for way in ways} & {"library", "empty"}):
-        run.heal(healing, partial(watch, f"healing the backbone ({healing})"))
+    for healing, iterations in dict.fromkeys((way.healing, way.healing_iterations) for way in ways):
+        if healing in ("library", "empty"):
+            run.heal(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
 
 
 def measure(

@@ -33,7 +33,8 @@ class Way:
     """Of tuning on the device."""
     learning_rate: float = 0.1
     healing: Healing = "none"
-    healing_iterations: int = 1000
+    healing_iterations: int | None = None
+    """Of healing; None: as many as the run says."""
     library: LibraryKind = "seeded"
     entries: int | None = None
     """Only the first so many tasks of the library vote; None: all."""

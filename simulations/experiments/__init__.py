@@ -3,7 +3,7 @@
 from simulations.experiments.budgets import KEEP_RATIO
 from simulations.experiments.criteria import CRITERIA, ITERATIONS
 from simulations.experiments.experiment import Experiment
-from simulations.experiments.healing import HEALING, HEALING_LENGTH
+from simulations.experiments.healing import BACKBONE_HEALING, HEALING, HEALING_LENGTH
 from simulations.experiments.ideas import IDEAS
 from simulations.experiments.libraries import GROWTH, LIBRARY_SIZE, NEIGHBOURS
 from simulations.experiments.retrieval import PRIVACY, PRIVACY_ACCURACY, PROBE, SIMILARITY
@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ITERATIONS,
         HEALING,
         HEALING_LENGTH,
+        BACKBONE_HEALING,
         KEEP_RATIO,
         LIBRARY_SIZE,
         GROWTH,

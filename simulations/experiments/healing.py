@@ -1,4 +1,4 @@
-"""Healing: what is left of the vote once the server has healed what it sends."""
+"""Healing: what is left of the vote once the server has healed what it sends, and how long it has to."""
 
 from simulations.experiments.experiment import Experiment
 from simulations.way import Way
@@ -36,4 +36,15 @@ HEALING_LENGTH = Experiment(
     x="healing_iterations",
     value="at 0",
     against=Way("SMSP", iterations=25, healing="mask", healing_iterations=200),
+)
+
+BACKBONE_HEALING = Experiment(
+    name="backbone-healing",
+    question="How long should a server heal its backbone?",
+    ways=tuple(
+        Way("L1", iterations=25, healing="empty", healing_iterations=length)
+        for length in (0, 250, 1000, 4000)
+    ),
+    x="healing_iterations",
+    against=Way("L1", iterations=25, healing="empty", healing_iterations=1000),
 )

@@ -131,7 +131,7 @@ def test_every_way_is_measured(run, mask):
     "way",
     [
         *(
-            Way("SMSP", healing=healing, healing_iterations=2)
+            Way("SMSP", healing=healing, healing_iterations=3)
             for healing in ("library", "empty", "mask", "nearest")
         ),
         *(Way("SMSP", similarity=name) for name in SIMILARITIES),
@@ -187,6 +187,22 @@ def test_healing_changes_the_weights_and_not_the_mask(run):
     changed = [n for n in run.weights if not torch.equal(run.weights[n], run.healed("library")[n])]
     assert any(name.endswith("conv1.weight") for name in changed)
     assert not any(name.startswith("fc.") for name in changed)
+
+
+def test_a_backbone_is_healed_as_long_as_a_way_says(run):
+    """For as long as the run says, too, it is the run's own; healed for nothing, it is as it was."""
+    ways = [Way("L1", iterations=1)] + [
+        Way("L1", iterations=1, healing="empty", healing_iterations=length) for length in (0, 3, 6)
+    ]
+    prepare(run, [Experiment("", "", tuple(ways), "way", ways[0])], workers=1, watch=quiet)
+    own, none, three, six = (run.healed("empty", length) for length in (None, 0, 3, 6))
+    assert none["fc.weight"].shape == run.weights["fc.weight"].shape
+    assert all(torch.equal(tensor, none[name]) for name, tensor in run.weights.items())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in three.items())
+    assert not all(torch.equal(tensor, own[name]) for name, tensor in six.items())
+    seed, choice = run.new_choices(["new"])[0]
+    plain, unhealed, *_ = (Cells(run).measure(Cell(seed, choice, way)).values for way in ways)
+    assert plain == unhealed
 
 
 def test_a_cell_that_fails_is_recorded_and_the_others_are_measured(run, monkeypatch):
