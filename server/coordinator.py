@@ -210,7 +210,9 @@ class Coordinator:
         explored = (0,) * len(held) if pruned else explored_units(structure, held, self._settings.explore)
         elected = elect(structure, ballots, task.method, held, self._importance, self._prior(held))
         mask = elected.mask
-        if ballots and any(explored):
+        # Where importance elects, all devices get one network; which of its units a task needs least is
+        # learned all the same, as fewer are to come back.
+        if elected.origin == "vote" and any(explored):
             seed = int(task.request_id, 16)
             mask = with_runners_up(mask, elected.scores, explored, seed, tie_break=self._importance)
         return StoredAssignment(

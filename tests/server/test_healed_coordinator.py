@@ -19,7 +19,7 @@ from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings, PublicImages
 from server.healing.heal_library import heal_library, store_of
 from server.library import Library
-from server.voting import ranks
+from server.voting import explored_units, ranks
 
 
 @pytest.fixture
@@ -108,6 +108,20 @@ def test_out_of_a_healed_backbone_everybody_is_sent_what_it_was_healed_for(
         assert assigned.origin == expected
         elected = Mask.keep_top(offer.structure, importance, assigned.target)
         assert (assigned.mask == elected) == (expected == "importance")
+
+
+def test_where_importance_elects_all_devices_get_one_network_and_give_back_less(
+    coordinator, store, healed, offer, weights
+):
+    """Nobody explores then, and yet the library learns which of its units a task needs least."""
+    store.put_backbone(healed)
+    importance = ranks(magnitude(weights, offer.structure))
+    for number in (1, 2):
+        assigned = coordinator.assign(ask(offer, number, Budget(keep_ratio=0.3)))
+        held = assigned.mask.counts
+        assert assigned.mask == Mask.keep_top(offer.structure, importance, held)
+        assert sum(assigned.target) == sum(held) - sum(explored_units(offer.structure, held, 0.1))
+        assert sum(assigned.target) < sum(held)
 
 
 def test_the_next_device_is_served_as_the_next_healing_was(coordinator, store, healed, offer):
