@@ -11,9 +11,10 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
+from client.adapt import adapt_assignment, describe
 from common.adaptation import Adapted
 from common.budget import Budget
-from common.exchange import Method
+from common.exchange import Method, Origin
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.mask import Mask
@@ -25,10 +26,13 @@ from common.structure import Structure
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
 from server.budget import allot
+from server.coordinator import Coordinator
 from server.healing.heal import heal_mask
+from server.healing.heal_library import store_of
 from server.library import Entry, Library
 from simulations.baselines import MASKS, NETWORKS, whole
 from simulations.contest import Contest
+from simulations.provenance import commit
 from simulations.records import Cell, Record
 from simulations.run_directory import RunDirectory
 from simulations.voters import VOTES, Voters, similarities_of, voted
@@ -46,9 +50,9 @@ PRUNED: dict[str, Method] = {"MVP": "mvp", "SMSP pruned": "smsp"}
 """Ways that start with more units than they end with -> the votes that choose them: the first paper's,
 and both papers' together, votes weighted by similarity and then pruned while tuning."""
 
-WAYS: tuple[str, ...] = (*VOTES, *PRUNED, "neighbours", *MASKS, *NETWORKS, "small network")
-"""All masks that a way may name; "neighbours" only looks for them, and adapts nothing, and "small
-network" is the run's own one off the shelf."""
+WAYS: tuple[str, ...] = (*VOTES, *PRUNED, "neighbours", *MASKS, *NETWORKS, "small network", "served")
+"""All masks that a way may name; "neighbours" only looks for them, and adapts nothing, "small network" is
+the run's own one off the shelf, and "served" what a server sends."""
 
 
 class Cells:
@@ -62,9 +66,11 @@ class Cells:
     def measure(self, cell: Cell, evaluate_at: Sequence[int] = ()) -> Record:
         """The record of a cell. What goes wrong in it is in the record."""
         try:
-            return self._measured(cell, tuple(evaluate_at))
+            record = self._measured(cell, tuple(evaluate_at))
         except Exception as error:
-            return Record(cell.seed, cell.task.name, cell.way, error=f"{type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {error}"
+            record = Record(cell.seed, cell.task.name, cell.way, error=told)
+        return replace(record, commit=commit())
 
     def _measured(self, cell: Cell, evaluate_at: tuple[int, ...]) -> Record:
         way, run = cell.way, self._run
@@ -81,7 +87,10 @@ class Cells:
         if way.mask == "neighbours":
             return Record(cell.seed, cell.task.name, way, values, facts)
         contest = self._contest(cell, task, evaluate_at)
-        adapted = self._adapted(way, contest, voters)
+        if way.mask == "served":
+            adapted, facts["origin"] = self._served(cell, contest)
+        else:
+            adapted = self._adapted(way, contest, voters)
         last = max(adapted.accuracies)
         values |= {f"at {done}": value for done, value in sorted(adapted.accuracies.items())}
         values["after"] = adapted.accuracies[last]
@@ -124,10 +133,25 @@ class Cells:
             return contest.adapt(VOTES[way.mask](contest, voters))
         return contest.adapt(MASKS[way.mask](contest))
 
+    def _served(self, cell: Cell, contest: Contest) -> tuple[Adapted, Origin]:
+        """What a device comes to that asks a server, with the defaults of both, and what elected."""
+        way, run = cell.way, self._run
+        request = hashlib.sha256(cell.key.encode()).hexdigest()[:32]
+        with Library.open(run.path / "library.db") as library:
+            healed = store_of(library) if way.healing == "served" else None
+            coordinator = Coordinator(library, run.weights, healed=healed)
+            budget = Budget(keep_ratio=way.keep_ratio)
+            asked = describe(coordinator.offer(), contest.task, budget, "smsp", request)
+            assignment = coordinator.assign(asked)
+        adapted, _ = adapt_assignment(
+            assignment, contest.task, contest.settings, contest.generator, evaluate_at=contest.evaluate_at
+        )
+        return adapted, assignment.origin
+
     def _healed(self, way: Way, mask: Mask, task: Task) -> dict[str, torch.Tensor]:
         """The tensors that a mask leaves, healed as the way says."""
         run = self._run
-        if way.healing in ("library", "empty"):
+        if way.healing in ("library", "empty", "served"):
             return cut(
                 run.backbone.without_classifiers(run.healed(way.healing, way.healing_iterations)), mask
             )

@@ -47,6 +47,8 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    commit: str = ""
+    """Of the code that measured it (see `simulations.provenance`); "" is not known."""
 
     @property
     def key(self) -> str:

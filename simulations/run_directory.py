@@ -3,6 +3,7 @@
     run.json            settings, versions, and the commands that were run
     structure.json      groups and their units
     library.db          the library, seeded on its own tasks
+    library.db.healed   what maskvote-server heal would have come to for it
     library.jsonl       its tasks and masks, a line each
     grown.db, echoed.db libraries of what devices gave back (see simulations.growing)
     healed-library.safetensors, healed-empty.safetensors
@@ -18,8 +19,6 @@ from __future__ import annotations
 
 import base64
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from safetensors.torch import save
 
@@ -35,6 +33,7 @@ from common.backbone import Backbone, Weights, backbone_weights, classes_of, rea
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
+from common.images import LabelledImages
 from common.importance import magnitude
 from common.pruning import PruningSettings
 from common.structure import Structure
@@ -44,11 +43,14 @@ from server.coordinator import VotingSettings
 from server.founding import found_library, seed_library
 from server.healing.drawn_votes import KeepRatios, drawn_votes
 from server.healing.heal import HealingSettings, PublicImages, heal
+from server.healing.heal_library import heal_library, store_of
+from server.healing.public_images import MOST_IMAGES
 from server.library import Entry, Library
 from server.voting import ranks
 from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
 from simulations.pools import open_pool
+from simulations.provenance import commit, versions
 from simulations.tasks import ClassPool, TaskChoice, Watch, draw_mixture, draw_tasks
 from simulations.way import Healing, LibraryKind
 
@@ -132,7 +134,7 @@ class RunDirectory:
         record = {
             "settings": asdict(settings),
             "versions": versions(),
-            "commit": _commit(),
+            "commit": commit(),
             "commands": [],
         }
         write_whole(file, json.dumps(record, indent=1).encode())
@@ -257,6 +259,9 @@ class RunDirectory:
                 drawn += [(seed, c) for c in draw_tasks(classes, count, 10, lots[0], f"new{seed}-")]
             if "five" in kinds:
                 drawn += [(seed, c) for c in draw_tasks(classes, count, 5, lots[1], f"five{seed}-")]
+            if "fresh" in kinds:
+                fresh = np.random.default_rng([1000 + seed, 3])
+                drawn += [(seed, c) for c in draw_tasks(classes, count, 10, fresh, f"fresh{seed}-")]
             if "shifted" in kinds:
                 mixture = draw_mixture(classes, 4 * count, (10,), lots[2], f"shifted{seed}-")
                 drawn += [(seed, c) for c in mixture if c.domain != "plain"]
@@ -310,10 +315,7 @@ class RunDirectory:
 
     def public_images(self, watch: Watch) -> PublicImages:
         """As `public`; `watch` is called where the features have to be computed."""
-        if not self.settings.public:
-            raise InputError("this run has no public images to heal on; begin one with --public")
-        pool = open_pool(self.settings.public, self.backbone)
-        images = pool.task(pool.all_classes, images=max(2, PUBLIC_IMAGES // len(pool.names))).train
+        images = self._public_pixels(PUBLIC_IMAGES)
         file = self.path / "public.safetensors"
         if not file.exists():
             found = PublicImages.of(self.backbone, self.weights, images, watch)
@@ -321,6 +323,12 @@ class RunDirectory:
             return found
         tensors, _ = read_tensors(read_whole(file))
         return PublicImages(images, tensors["features"])
+
+    def _public_pixels(self, most: int) -> LabelledImages:
+        if not self.settings.public:
+            raise InputError("this run has no public images to heal on; begin one with --public")
+        pool = open_pool(self.settings.public, self.backbone)
+        return pool.task(pool.all_classes, images=max(2, most // len(pool.names))).train
 
     def healing_of(self, iterations: int | None) -> HealingSettings:
         """How to heal with so many iterations; None: with as many as the run says."""
@@ -358,26 +366,33 @@ class RunDirectory:
         kept = {name: tensor.cpu().contiguous() for name, tensor in healed.items()}
         write_whole(file, save(kept))
 
+    def heal_as_served(self, watch: Watch) -> None:
+        """Heal the library's store as `maskvote-server heal` does, but for the run's own settings."""
+        with Library.open(self.path / "library.db") as library:
+            store = store_of(library)
+            if store.backbone() is not None:
+                return
+            settings = self.settings
+            weights = {name: tensor.to(settings.device) for name, tensor in self.weights.items()}
+            healing = heal_library(
+                library, weights,
+                PublicImages.of(self.backbone, weights, self._public_pixels(MOST_IMAGES), watch),
+                settings.heal_ratios, settings.healing, watch=watch,
+            )  # fmt: skip
+            store.put_backbone(healing.healed)
+
     def healed(self, kind: Healing, iterations: int | None = None) -> Weights:
-        """What `heal` has come to, read once."""
+        """What `heal` has come to, or `heal_as_served`, read once."""
         file = self._healed_file(kind, iterations)
         if file not in self._healed:
-            self._healed[file] = read_weights(file, self.backbone)
+            self._healed[file] = (
+                self._served_weights() if kind == "served" else read_weights(file, self.backbone)
+            )
         return self._healed[file]
 
-
-def versions() -> dict[str, str]:
-    """What was installed."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _commit() -> str:
-    """The commit of the checkout that runs; "" outside of one."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else ""
+    def _served_weights(self) -> Weights:
+        with Library.open(self.path / "library.db") as library:
+            healed = store_of(library).backbone()
+        if healed is None:
+            raise InputError(f"{self.path}/library.db.healed is gone; run the experiment again to heal")
+        return healed.weights

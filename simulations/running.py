@@ -57,6 +57,8 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
     for healing, iterations in dict.fromkeys((way.healing, way.healing_iterations) for way in ways):
         if healing in ("library", "empty"):
             run.heal(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
+        if healing == "served":
+            run.heal_as_served(partial(watch, "healing the library's store"))
 
 
 def measure(

@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 
 from common.errors import InputError
 
-Healing = Literal["none", "library", "empty", "mask", "nearest"]
-"""Weights as they are; the backbone healed for what its library votes for, or would if empty; this
-mask healed alone, on all public images, or on those nearest to the task's signature."""
+Healing = Literal["none", "library", "empty", "served", "mask", "nearest"]
+"""Weights as they are; the backbone healed for what its library votes for, or would if empty, or as
+maskvote-server heal does by default; this mask healed alone, on all public images, or on those nearest to
+the task's signature."""
 
 LibraryKind = Literal["seeded", "grown", "echoed"]
 """Masks that the operator found by iterative pruning; those that devices gave back, who asked a library
@@ -85,6 +86,7 @@ class Way:
             "none": "",
             "library": " healed",
             "empty": " healed without a library",
+            "served": " healed",
             "mask": " healed alone",
             "nearest": " healed nearby",
         }

@@ -1,7 +1,7 @@
 """The experiments: the papers' findings, what a user would do instead, and what we add."""
 
 from simulations.experiments.budgets import KEEP_RATIO
-from simulations.experiments.criteria import CRITERIA, ITERATIONS
+from simulations.experiments.criteria import CONFIRMATION, CRITERIA, ITERATIONS
 from simulations.experiments.experiment import Experiment
 from simulations.experiments.healing import BACKBONE_HEALING, HEALING, HEALING_LENGTH
 from simulations.experiments.ideas import IDEAS
@@ -13,6 +13,7 @@ __all__ = ["EXPERIMENTS", "Experiment"]
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
+        CONFIRMATION,
         CRITERIA,
         ITERATIONS,
         HEALING,

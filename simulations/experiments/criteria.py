@@ -60,3 +60,30 @@ ITERATIONS = Experiment(
     against=Way("SMSP", iterations=100),
     evaluate_at=(0, 10, 25, 50, 100),
 )
+
+SERVED = Way("served")
+"""What a server sends that was not healed."""
+SERVED_HEALED = Way("served", healing="served")
+
+CONFIRMATION = Experiment(
+    name="confirmation",
+    question="On tasks by which nothing was chosen, with the defaults of server and device: what does a "
+    "device get from a server, and what would it have come to alone?",
+    ways=(
+        SERVED_HEALED,
+        SERVED,
+        Way("L1"),
+        Way("Taylor"),
+        Way("Torch-Pruning magnitude"),
+        Way("random"),
+        Way("SMSP"),
+        Way("linear probe", iterations=0),
+        Way("iterative", iterations=600),
+        Way("dense"),
+    ),
+    x="way",
+    value="after",
+    against=Way("iterative", iterations=600),
+    line=CRITERIA.line,
+    tasks=("fresh",),
+)

@@ -8,8 +8,9 @@ from typing import Literal
 
 from simulations.way import Way
 
-Tasks = Literal["new", "five", "shifted"]
-"""Which tasks: of ten classes; of five; of ten classes in another domain than the photographs' own."""
+Tasks = Literal["new", "five", "shifted", "fresh"]
+"""Which tasks: of ten classes; of five; of ten classes in another domain than the photographs' own; and
+of ten again, by which nothing was chosen: no default, and no way that a page speaks of first."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from common.pruning import PruningSettings
 from server.budget import allot
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings
+from server.healing.heal_library import store_of
 from server.library import Library
 from simulations.cells import WAYS, Cells
 from simulations.cli import cli
@@ -30,7 +31,8 @@ from simulations.experiments import EXPERIMENTS
 from simulations.experiments.experiment import Experiment
 from simulations.glyphs import SCRIPTS, render
 from simulations.pools import open_pool
-from simulations.records import Cell, pending, read_records
+from simulations.provenance import commit
+from simulations.records import Cell, Record, pending, read_records
 from simulations.run_directory import RunDirectory, RunSettings
 from simulations.running import cells_of, measure, prepare, ways_of
 from simulations.similarities import SIMILARITIES
@@ -205,6 +207,36 @@ def test_a_backbone_is_healed_as_long_as_a_way_says(run):
     assert plain == unhealed
 
 
+def test_what_a_server_sends_is_measured_through_a_server(run):
+    """Not healed, its library votes; healed, everybody gets the most important units, so weighted."""
+    ways = [Way("served", keep_ratio=0.3, iterations=1, healing=kind) for kind in ("none", "served")]
+    prepare(run, [Experiment("", "", tuple(ways), "way", ways[0])], workers=1, watch=quiet)
+    seed, choice = run.new_choices(["new"])[0]
+    voted, healed = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
+    assert (voted.error, healed.error) == (None, None)
+    assert (voted.facts["origin"], healed.facts["origin"]) == ("vote", "importance")
+    alike = Way("L1", keep_ratio=0.3, iterations=1, healing="served")
+    same = Cells(run).measure(Cell(seed, choice, alike))
+    assert same.facts["mask"] == healed.facts["mask"] != voted.facts["mask"]
+    assert same.values == healed.values
+    with Library.open(run.path / "library.db") as library:
+        assert store_of(library).backbone().iterations == run.settings.healing.iterations
+
+
+def test_fresh_tasks_are_no_other_experiments(run):
+    fresh, others = run.new_choices(["fresh"]), run.new_choices(["new", "five", "shifted"])
+    assert [seed for seed, _ in fresh] == [0, 1]
+    assert not {choice.classes for _, choice in fresh} & {choice.classes for _, choice in others}
+
+
+def test_a_record_says_by_which_code_it_was_measured(run):
+    seed, choice = run.new_choices(["new"])[0]
+    for mask in ("neighbours", "no such mask"):
+        record = Cells(run).measure(Cell(seed, choice, Way(mask)))
+        assert record.commit == commit()
+        assert Record(**{**json.loads(record.to_line()), "way": record.way}) == record
+
+
 def test_a_cell_that_fails_is_recorded_and_the_others_are_measured(run, monkeypatch):
     one = Experiment(
         "", "", (Way("no such mask"), Way("L1", iterations=1)), "way", Way("L1", iterations=1)
@@ -282,7 +314,7 @@ def test_the_command_tells_what_there_is_and_refuses_what_there_is_not(tmp_path)
     assert all(name in told.output for name in EXPERIMENTS)
     unknown = CliRunner().invoke(cli, ["experiment", "voting", "--run", str(tmp_path)])
     assert isinstance(unknown.exception, InputError)
-    assert "there is no experiment voting; there are criteria" in str(unknown.exception)
+    assert "there is no experiment voting; there are confirmation" in str(unknown.exception)
     nowhere = CliRunner().invoke(cli, ["experiment", "criteria", "--run", str(tmp_path)])
     assert isinstance(nowhere.exception, InputError)
 
