@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -85,12 +86,17 @@ class Run:
         """The cells that failed."""
         return [record for record in self.records if record.error is not None]
 
+    @property
+    def commits(self) -> dict[str, int]:
+        """Commit of the code that measured -> how many cells, the most first; "" is not known."""
+        return dict(Counter(record.commit for record in self.records).most_common())
+
     def command(self, experiment: str) -> str:
-        """The command that measured an experiment, as it was given; else the one that does."""
+        """The command that measured all of an experiment, as it was given; else the one that does."""
         place = str(self.path)
         for given in reversed(self.info.get("commands", [])):
             words = shlex.split(given)
-            if {experiment, "all"} & set(words):
+            if {experiment, "all"} & set(words) and "--only" not in words:
                 return given
             if "--run" in words[:-1]:
                 place = words[words.index("--run") + 1]  # the records may have been copied since

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from click.testing import CliRunner
 from common.errors import InputError
 from simulations.cli import cli
 from simulations.experiments import EXPERIMENTS, Experiment
-from simulations.records import Record
-from simulations.report import page, read_runs, summary
+from simulations.records import Record, read_records
+from simulations.report import Run, document, page, read_runs, summary
 from simulations.way import Way
 
 HOSTILE = "<b>bold</b> & 'more'"
@@ -141,13 +142,34 @@ def test_settings_versions_and_commands_are_on_the_page(run):
 
 
 def test_an_experiments_command_is_the_one_that_was_given_else_the_one_to_give(run):
-    (read,) = read_runs([run], FEW)
-    assert read.command("bars") == "maskvote-sim experiment bars --run here"
-    assert read.command("unused") == "maskvote-sim experiment unused --run here"
+    """One that measured some of its ways is not it."""
+    whole, some = "maskvote-sim experiment bars --run here", "maskvote-sim experiment bars --only L1"
     path = run / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"commands": []}))
-    (moved,) = read_runs([run], FEW)
-    assert moved.command("unused") == f"maskvote-sim experiment unused --run {run}"
+
+    def given(*commands: str) -> Run:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commands": commands}))
+        (read,) = read_runs([run], FEW)
+        return read
+
+    assert given(whole, some).command("bars") == whole
+    assert given(whole, some).command("unused") == "maskvote-sim experiment unused --run here"
+    assert (
+        given(some).command("bars")
+        == given().command("bars")
+        == f"maskvote-sim experiment bars --run {run}"
+    )
+
+
+def test_a_page_says_which_code_measured_how_many_cells(run, tmp_path):
+    records = read_records(run / "cells.jsonl")
+    newer = [replace(record, commit="f00d") for record in records[:5]]
+    with (run / "cells.jsonl").open("a") as file:
+        file.writelines(record.to_line() for record in newer)
+    runs = read_runs([run], FEW)
+    assert runs[0].commits == {"": 13, "f00d": 5}
+    assert "not noted 13, f00d 5" in Page(page(runs)).words
+    text = document(runs, tmp_path / "pictures", "pictures")
+    assert "* 13 cells before commits were noted\n* 5 cells with commit f00d\n" in text
 
 
 def test_runs_of_several_backbones_stand_side_by_side(run, tmp_path):
