@@ -91,9 +91,12 @@ class Probe:
 
         A private signature is (epsilon, delta)-differentially private for one image of the device,
         added or removed: its means and its counts together, all classes at once, whatever probe the
-        server made. That is the guarantee of one signature: another one of the same images spends as
-        much again. It covers neither how many classes there are, nor the mask and accuracies that are
-        given back later. Half precision rounds what is noised already, which costs nothing.
+        server made. That is so whether the image trains or judges, where one image moves at most one
+        into or out of those that train, as with every task that is loaded (see common/hold_out.py). It
+        is the guarantee of one signature: another one of the same images spends as much again. It
+        covers neither how many classes there are, nor whether each has images to train on, nor the mask
+        and accuracies that are given back later. Half precision rounds what is noised already, which
+        costs nothing.
 
         `batch` images are in memory at a time. `noise` is for simulations alone: without it, the noise
         comes from the operating system's entropy, and from no seed that anybody knows.
