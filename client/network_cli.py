@@ -44,7 +44,7 @@ NAMED_AT_MOST = 10
 def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
     """Tell how many of a task's evaluation images a kept network classifies right, by class.
 
-    These are the images of val/, or where there is none every fifth of train/, which adapt keeps
+    These are the images of val/, or where there is none the fifth or so of train/ that adapt keeps
     apart. The classes must be those of the network, by name.
 
     Example: maskvote-client evaluate --network my.safetensors --data mine

@@ -75,7 +75,8 @@ def class_sums(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray
 
     Per class the sum of its features, each of length 1, then COUNT_WEIGHT times how many they are. A
     feature that has no direction, as it is zero or not finite, counts and adds nothing else: to refuse
-    it would tell of the image. One image more or less moves the release by SENSITIVITY at most.
+    it would tell of the image. One image more or less moves the release by SENSITIVITY at most. Sums of
+    parts of the images add up to those of all.
     """
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     # Squares of numbers still smaller or larger leave the range, and a length made of them is off.
@@ -86,16 +87,15 @@ def class_sums(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray
     return sums
 
 
-def noised_sums(
-    rows: np.ndarray, labels: np.ndarray, classes: int, privacy: Privacy, noise: np.random.Generator
+def noised(
+    sums: np.ndarray, privacy: Privacy, noise: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A release: class sums float64 (K, d) and counts int32 (K,), each at least 1, both noised.
 
-    Classes share no image, so one Gaussian per number is enough for all of them. Arguments as of
-    `class_sums`.
+    `sums` are those of `class_sums`, of all images. Classes share no image, so one Gaussian per number
+    is enough for all of them.
     """
-    sums = class_sums(rows, labels, classes)
-    sums += privacy.sigma * noise.standard_normal(sums.shape)
+    sums = sums + privacy.sigma * noise.standard_normal(sums.shape)
     counts = np.clip(np.rint(sums[:, -1] / COUNT_WEIGHT), 1, np.iinfo(np.int32).max)
     return sums[:, :-1], counts.astype(np.int32)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from common.backbone import weights_digest
 from common.directions import principal_directions
 from common.errors import MismatchError, SignatureError
 from common.files import Data
-from common.fitting import BATCH, all_features, features_by_batch
+from common.fitting import BATCH, features_by_batch
 from common.images import LabelledImages
-from common.privacy import Privacy, noised_sums
+from common.privacy import Privacy, class_sums, noised
 from common.signature import ClassSums, TaskSignature, half_precision, private_length
 from common.structure import Structure
 from common.subnetwork import SubNetwork
@@ -91,28 +91,43 @@ class Probe:
 
         A private signature is (epsilon, delta)-differentially private for one image of the device,
         added or removed: its means and its counts together, all classes at once, whatever probe the
-        server made. That is the guarantee of one signature: another one of the same images spends as
-        much again. It covers neither how many classes there are, nor the mask and accuracies that are
-        given back later. Half precision rounds what is noised already, which costs nothing.
+        server made. That is so whether the image trains or judges, where one image moves at most one
+        into or out of those that train, as with every task that is loaded (see common/hold_out.py). It
+        is the guarantee of one signature: another one of the same images spends as much again. It
+        covers neither how many classes there are, nor whether each has images to train on, nor the mask
+        and accuracies that are given back later. Half precision rounds what is noised already, which
+        costs nothing.
 
-        `batch` images are in memory at a time. `noise` is for simulations alone: without it, the noise
-        comes from the operating system's entropy, and from no seed that anybody knows.
+        `batch` images and their features are in memory at a time. `noise` is for simulations alone:
+        without it, the noise comes from the operating system's entropy, and from no seed that anybody
+        knows.
         """
+        batches = (
+            (rows.numpy(), images.labels[part].numpy())
+            for part, rows in features_by_batch(self.network, images, torch.arange(len(images)), batch)
+        )
         if privacy is None:
-            sums = ClassSums(classes, len(self.center))
-            everything = torch.arange(len(images))
-            for part, batch_rows in features_by_batch(self.network, images, everything, batch):
-                sums.add(batch_rows.numpy(), images.labels[part].numpy())
-            return sums.signature(self.digest)
-        rows = all_features(self.network, images, batch=batch).numpy()
-        labels = images.labels.numpy()
-        size = self.subnetwork.backbone.input_size
-        whole = batch == BATCH
-        directions = self.directions if whole else principal_directions(self.network, size, batch)
+            plain = ClassSums(classes, len(self.center))
+            for rows, labels in batches:
+                plain.add(rows, labels)
+            return plain.signature(self.digest)
+        directions = self._directions_by(batch)
+        sums = reduce(
+            np.add,
+            (class_sums(self._along(directions, rows), labels, classes) for rows, labels in batches),
+        )
+        return self._private(directions, *noised(sums, privacy, noise or np.random.default_rng()))
+
+    def _directions_by(self, batch: int) -> np.ndarray:
+        """The directions, found with so many images in memory at a time."""
+        if batch == BATCH:
+            return self.directions
+        return principal_directions(self.network, self.subnetwork.backbone.input_size, batch)
+
+    def _along(self, directions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Features (B, D) as seen from the center along the directions: (B, d)."""
         with np.errstate(invalid="ignore"):  # infinite features, which add nothing to what is released
-            centred = (rows.astype(np.float64) - self.center) @ directions.T
-        noise = noise or np.random.default_rng()
-        return self._private(directions, *noised_sums(centred, labels, classes, privacy, noise))
+            return (rows.astype(np.float64) - self.center) @ directions.T
 
     def _private(self, directions: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> TaskSignature:
         """The signature of noised sums (K, d): means that lie where these point, all equally far."""

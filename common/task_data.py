@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,8 @@ import torch
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
+from common.hold_out import judging
 from common.images import IMAGE_SUFFIXES, PIXEL_BYTES, FileImages, LabelledImages, PixelCache
-
-HELD_OUT_SHARE = 0.2
-"""Share of every class that judges, where the data brings no images for that."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def _is_a_line(name: object) -> bool:
 def load_folder(path: Path, backbone: Backbone, pixel_bytes: int = PIXEL_BYTES) -> Task:
     """The task in a directory of `train/CLASS/*.png|jpg` and, optionally, `val/CLASS/...`.
 
-    Classes are the sub-directories of `train`, by name. Without `val`, every fifth image of each
-    class (at least one) judges. At most `pixel_bytes` of decoded images are kept in memory; the others
-    are read each time that they are asked for. Raises TaskDataError for a directory, class or file that
-    is no use.
+    Classes are the sub-directories of `train`, by name. Without `val`, about a fifth of the images of
+    `train` judge, of each class at least one: which, the name of each decides, see `judging`. At most
+    `pixel_bytes` of decoded images are kept in memory; the others are read each time that they are
+    asked for. Raises TaskDataError for a directory, class or file that is no use.
     """
     path = Path(path)
     train_path = path / "train"
@@ -118,20 +118,19 @@ def _files(path: Path, classes: Sequence[str]) -> Files:
 
 
 def _hold_out(files: Files, classes: Sequence[str]) -> tuple[Files, Files]:
+    """Those that train, and those that judge."""
+    keys = [os.fsencode(f"{classes[label]}/{path.name}") for path, label in zip(*files, strict=True)]
     train: Files = ([], [])
     held: Files = ([], [])
-    for label, name in enumerate(classes):
-        own = [path for path, its in zip(*files, strict=True) if its == label]
-        if len(own) < 2:
-            raise TaskDataError(
-                f"class {name} has one image ({own[0]}): one trains and one judges, so add another, "
-                "or give a val/ directory"
-            )
-        share = max(1, round(len(own) * HELD_OUT_SHARE))
-        step = len(own) / share
-        judges = {int(step * k) for k in range(share)}
-        for index, path in enumerate(own):
-            into = held if index in judges else train
-            into[0].append(path)
-            into[1].append(label)
+    for path, label, judges in zip(*files, judging(keys, files[1]), strict=True):
+        into = held if judges else train
+        into[0].append(path)
+        into[1].append(label)
+    images = Counter(files[1])
+    lacking = [f"{classes[k]} (of {images[k]})" for k in sorted({*files[1]} - {*train[1]})]
+    if lacking:
+        raise TaskDataError(
+            f"no image is left to train on of class {', '.join(lacking)}: without val/, each image's "
+            "name decides whether it judges, and there all do; add another, or give a val/ directory"
+        )
     return train, held

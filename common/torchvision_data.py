@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
+from common.hold_out import judging
 from common.images import PIXEL_BYTES, PixelCache, StoredImages, ToPixels, pixel_transform
-from common.task_data import HELD_OUT_SHARE
 
 Part = Sequence[tuple[Image.Image, int]]
 Place = tuple[int, int]
@@ -41,10 +41,11 @@ def load_torchvision(
 ) -> DataSet:
     """A data set of torchvision by its class name (`CIFAR100`, `OxfordIIITPet`, ...).
 
-    Its own training and test images are used; of one that has no such parts (`Caltech101`), every fifth
-    image of each class judges. Every image is decoded once, to learn its label; at most `pixel_bytes` of
-    them are kept, and the others are decoded each time that they are asked for. Raises TaskDataError for
-    a name that torchvision does not know, or one that can be neither found under `root` nor downloaded.
+    Its own training and test images are used; of one that has no such parts (`Caltech101`), about a
+    fifth judge, of each class at least one: which, what each shows decides, see `judging`. Every image
+    is decoded once, to learn its label; at most `pixel_bytes` of them are kept, and the others are
+    decoded each time that they are asked for. Raises TaskDataError for a name that torchvision does not
+    know, or one that can be neither found under `root` nor downloaded.
     """
     from torchvision import datasets
 
@@ -64,7 +65,8 @@ def load_torchvision(
         part, index = place
         return to_pixels(parts[part][index][0])
 
-    labels = [_labels(part, number, cache, to_pixels) for number, part in enumerate(parts)]
+    read = [_read_once(part, number, cache, to_pixels) for number, part in enumerate(parts)]
+    labels = [own for own, _ in read]
     names = getattr(parts[0], "classes", None) or getattr(parts[0], "categories", None)
     # ImageNet's classes have several names each.
     classes = tuple(
@@ -73,7 +75,8 @@ def load_torchvision(
     )
     places = [[(number, index) for index in range(len(own))] for number, own in enumerate(labels)]
     if len(parts) == 1:
-        judges = _judges(torch.tensor(labels[0])).tolist()
+        [(_, digests)] = read
+        judges = judging(digests, labels[0])
         labels, places = _split(labels[0], judges), _split(places[0], judges)
     train, evaluation = (
         StoredImages(at, own, decode, backbone, cache) for at, own in zip(places, labels, strict=True)
@@ -93,23 +96,17 @@ def _parts_of(kind: type) -> list[dict[str, Any]]:
     return [{}]
 
 
-def _labels(part: Part, number: int, cache: PixelCache, to_pixels: ToPixels) -> list[int]:
-    """The label of every image, which are decoded for that, and kept as far as they fit."""
-    labels = []
+def _read_once(
+    part: Part, number: int, cache: PixelCache, to_pixels: ToPixels
+) -> tuple[list[int], list[bytes]]:
+    """The label of every image and a digest of what it shows; images are kept as far as they fit."""
+    labels, digests = [], []
     for index in range(len(part)):
         image, label = part[index]
         cache.offer((number, index), to_pixels(image))
         labels.append(int(label))
-    return labels
-
-
-def _judges(labels: Tensor) -> Tensor:
-    """Bool (N,): of each class every fifth image, at least one."""
-    judges = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        own = torch.nonzero(labels == label).flatten()
-        judges[own[:: round(1 / HELD_OUT_SHARE)]] = True
-    return judges
+        digests.append(hashlib.sha256(image.tobytes()).digest())
+    return labels, digests
 
 
 def _split(items: Sequence[Any], judges: Sequence[bool]) -> list[list[Any]]:

@@ -158,7 +158,7 @@ def test_images_of_other_classes_are_refused_by_name(call, place, tmp_path, clas
 
 
 def test_of_hundreds_of_other_classes_ten_are_named(call, place, tmp_path):
-    draw(tmp_path / "train", {f"bird {number:03}": 2 for number in range(30)})
+    draw(tmp_path / "train", {f"bird {number:03}": 5 for number in range(30)})
     status, _, err = call("evaluate", "--network", place / "network", "--data", tmp_path)
     assert status == 3
     assert "'bird 009' and 20 more, which" in err

@@ -17,7 +17,7 @@ from common.privacy import (
     class_sums,
     gaussian_delta,
     gaussian_sigma,
-    noised_sums,
+    noised,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -120,12 +120,19 @@ def test_whichever_image_is_added_or_removed_the_release_moves_by_the_sensitivit
     assert np.linalg.norm(whole - without) <= SENSITIVITY * (1 + 1e-12)
 
 
+@given(task=tasks, cut=st.integers(0, 12))
+def test_sums_of_parts_of_the_images_add_up_to_those_of_all(task, cut):
+    rows, labels = task
+    parts = [class_sums(rows[part], labels[part], 4) for part in (slice(cut), slice(cut, None))]
+    np.testing.assert_allclose(sum(parts), class_sums(rows, labels, 4), rtol=1e-12, atol=1e-12)
+
+
 @settings(deadline=None)
 @given(task=tasks, epsilon=st.floats(1e-3, 100), seed=st.integers(0, 2**32))
 def test_a_release_is_finite_and_counts_at_least_one_image_at_any_epsilon(task, epsilon, seed):
     rows, labels = task
     noise = np.random.default_rng(seed)
-    sums, counts = noised_sums(rows, labels, 4, Privacy(epsilon), noise)
+    sums, counts = noised(class_sums(rows, labels, 4), Privacy(epsilon), noise)
     assert (sums.shape, counts.shape, counts.dtype) == ((4, rows.shape[1]), (4,), np.int32)
     assert np.isfinite(sums).all()
     assert (counts >= 1).all()
@@ -135,11 +142,11 @@ def test_the_noise_on_every_number_is_as_large_as_was_promised():
     """Of a class without images: its sums are nothing but noise, and those of its count too."""
     privacy, noise = Privacy(0.01), np.random.default_rng(0)
     rows, labels = np.ones((1, 20_000)), np.array([1])
-    sums, _ = noised_sums(rows, labels, 2, privacy, noise)
+    sums, _ = noised(class_sums(rows, labels, 2), privacy, noise)
     assert np.std(sums[0]) == pytest.approx(privacy.sigma, rel=0.02)
     assert np.std(sums[1]) == pytest.approx(privacy.sigma, rel=0.02)
     empty = np.zeros((0, 1)), np.zeros(0, dtype=np.int64)
-    _, counts = noised_sums(*empty, 20_000, privacy, noise)
+    _, counts = noised(class_sums(*empty, 20_000), privacy, noise)
     assert np.mean(counts == 1) == pytest.approx(0.5, abs=0.02)
     off = counts[counts > 1].astype(float)
     assert np.sqrt((off**2).mean()) == pytest.approx(privacy.sigma / COUNT_WEIGHT, rel=0.03)
@@ -158,7 +165,8 @@ def advantages(claimed: Privacy, added: Privacy, times: int) -> np.ndarray:
     signal = (class_sums(rows, labels, 2) - class_sums(rows[:2], labels[:2], 2)).ravel()
 
     def scores(images: int) -> np.ndarray:
-        released = [noised_sums(rows[:images], labels[:images], 2, added, noise) for _ in range(times)]
+        whole = class_sums(rows[:images], labels[:images], 2)
+        released = [noised(whole, added, noise) for _ in range(times)]
         flat = [np.column_stack([sums, COUNT_WEIGHT * counts]).ravel() for sums, counts in released]
         return np.array(flat) @ signal
 

@@ -1,4 +1,6 @@
 import hashlib
+import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import Example, example, images_of, random_mask
 
+from common.directions import DIRECTIONS
 from common.errors import InputError, MismatchError, SignatureError
 from common.fitting import all_features
 from common.privacy import LARGEST_EPSILON, LEAST_EPSILON, Privacy
@@ -243,6 +246,34 @@ def test_with_next_to_no_noise_it_points_where_the_images_do(ours, small):
         cosine = expected @ told / np.linalg.norm(expected) / np.linalg.norm(told)
         assert cosine == pytest.approx(1, abs=1e-3)
     assert np.abs(found.counts - 30).max() <= 1
+
+
+@dataclass
+class DrawnImages:
+    """Any number of images, each drawn when it is asked for."""
+
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices.float().sin().view(-1, 1, 1, 1) * torch.linspace(-1, 1, 3072).view(3, 32, 32)
+
+
+@pytest.mark.parametrize("privacy", [None, Privacy(8)])
+def test_ten_times_the_images_take_no_more_memory_to_describe(small, privacy):
+    """What numpy holds at most, with the directions found before."""
+    assert len(small.directions) == DIRECTIONS
+    peaks = []
+    for count in (150, 1500):
+        images = DrawnImages(torch.arange(count) % 3)
+        small.describe(images, 3, privacy)
+        tracemalloc.start()
+        small.describe(images, 3, privacy)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_two_private_signatures_differ_and_follow_no_seed_of_a_run(ours, small):

@@ -8,7 +8,7 @@ from toys import example, images_of
 
 from common.errors import TaskDataError
 from common.images import PixelImages
-from common.task_data import HELD_OUT_SHARE, Task, load_folder
+from common.task_data import Task, load_folder
 from common.torchvision_data import load_torchvision
 
 SIZE = 32
@@ -59,8 +59,7 @@ def test_without_val_a_share_of_every_class_judges_and_no_image_does_both(tmp_pa
     train, held = set(shades(task.train)), set(shades(task.evaluation))
     assert not train & held
     assert train | held == set(range(17))
-    per_class = torch.bincount(task.evaluation.labels).tolist()
-    assert per_class == [round(5 * HELD_OUT_SHARE), round(10 * HELD_OUT_SHARE), 1]
+    assert torch.bincount(task.evaluation.labels).min() >= 1
 
 
 def test_the_held_out_images_are_the_same_every_time(tmp_path, backbone):
@@ -179,7 +178,7 @@ def empty(*parts):
         ((2, 2), remove("train"), r"train is not a directory; put images into"),
         ((), empty("train"), r"train has no class directories"),
         ((3,), None, r"a task of 1 class \(a\)"),
-        ((3, 1), None, r"class b has one image .*0\.png.*add another, or give a val/"),
+        ((3, 1), None, r"train on of class b \(of 1\).*add another, or give a val/"),
         ((2, 2), empty("train", "c"), r"no image .* in .*c; add images"),
         ((2, 2), empty("val"), r"no image .* in .*val.a, .*val.b"),
     ],
@@ -281,7 +280,9 @@ def write_grey(path, shade: int) -> None:
     Image.new("RGB", (SIZE, SIZE), (shade, shade, shade)).save(path, quality=100)
 
 
-def test_of_a_data_set_without_parts_every_fifth_image_of_a_class_judges(tmp_path, backbone):
+def test_of_a_data_set_without_parts_some_images_of_every_class_judge_and_none_does_both(
+    tmp_path, backbone
+):
     for name, shades_of in (("ant", range(10, 70, 10)), ("bass", range(100, 130, 10))):
         for number, shade in enumerate(shades_of):
             folder = tmp_path / "caltech101" / "101_ObjectCategories" / name
@@ -289,9 +290,9 @@ def test_of_a_data_set_without_parts_every_fifth_image_of_a_class_judges(tmp_pat
     (tmp_path / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google").mkdir()  # in no class
     task = load_torchvision("Caltech101", tmp_path, backbone, download=False)
     assert task.classes == ("ant", "bass")
-    assert shades(task.train) == [20, 30, 40, 50, 110, 120]
-    assert shades(task.evaluation) == [10, 60, 100]
-    assert task.evaluation.labels.tolist() == [0, 0, 1]
+    train, held = shades(task.train), shades(task.evaluation)
+    assert sorted(train + held) == [10, 20, 30, 40, 50, 60, 100, 110, 120]
+    assert {*task.train.labels.tolist()} == {*task.evaluation.labels.tolist()} == {0, 1}
 
 
 def test_pets_are_trained_on_what_their_own_lists_say(tmp_path, backbone):
