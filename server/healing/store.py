@@ -124,8 +124,10 @@ class HealedStore:
         stamp = _stamp(self._backbone_file)
         if stamp != self._stamp and self._reading.acquire(blocking=False):
             try:
-                # The stamp first: a file that is replaced meanwhile is read again next time.
-                self._current, self._stamp = self._read_backbone(), stamp
+                # The file's stamp was taken first: what is replaced meanwhile is read again next time.
+                self._current = self._read_backbone()
+                # Last, for `edition`: whoever sees this stamp is given this backbone, or a later one.
+                self._stamp = stamp
             finally:
                 self._reading.release()
         return self._current
@@ -178,8 +180,12 @@ class HealedStore:
         self._make_room(path)
 
     def edition(self, mask: Mask) -> str:
-        """A text that is another as soon as there is another healed network or backbone for this mask."""
-        return f"{_stamp(self._path(mask))} {_stamp(self._backbone_file)}"
+        """A text that is another as soon as there is another healed network or backbone for this mask.
+
+        It is of what `backbone` gives: while one thread reads another backbone, the one before.
+        """
+        self.backbone()
+        return f"{_stamp(self._path(mask))} {self._stamp}"
 
     def _path(self, mask: Mask) -> Path:
         if mask.structure.digest != self._structure.digest:
