@@ -97,7 +97,9 @@ class DeviceService:
         call.facts["request"] = request_id
         asked = await self._cutters.run(self._coordinator.asked, request_id, call.caller.name)
         mask = asked.mask
-        await self._wait_for_healing(mask, asked.description.budget.wait_seconds, call)
+        # Who has begun to receive what there is has waited, and would begin anew with a better one.
+        if resume is None or not await self._cutters.run(self._is_current, resume, mask):
+            await self._wait_for_healing(mask, asked.description.budget.wait_seconds, call)
         await self._send(call, resume, lambda: self._open_subnetwork(mask))
 
     async def _wait_for_healing(self, mask: Mask, seconds: float, call: Call) -> None:
@@ -115,6 +117,11 @@ class DeviceService:
         """The best network that there is now; a healed backbone may have to be read for it."""
         key = self._coordinator.edition(mask)
         return self._spool.open(key, lambda: self._coordinator.cut(mask).to_bytes())
+
+    def _is_current(self, resume: Resume, mask: Mask) -> bool:
+        """Whether it is of the best network that there is now."""
+        with self._open_subnetwork(mask) as payload:
+            return resume.sha256 == payload.announced.sha256
 
     async def _send(self, call: Call, resume: Resume | None, opened: Callable[[], Reading]) -> None:
         """Send a payload in parts, from where its receiver has got to."""
