@@ -34,6 +34,7 @@ from common.structure import Structure
 from common.tensor_file import Kind, read_tensors, write_tensors
 
 FORMAT = "2"
+BACKBONE_FILE = "backbone.safetensors"
 MASKS_BYTES = 2 * 10**9
 """How much the networks that were healed for one mask may take on the disk."""
 BEYOND = 1.25
@@ -93,7 +94,7 @@ class HealedStore:
     ) -> None:
         """The store in a directory, which is made when something is put there."""
         self.directory = directory
-        self._backbone_file = directory / "backbone.safetensors"
+        self._backbone_file = directory / BACKBONE_FILE
         self._features_file = directory / "features.safetensors"
         self._masks = directory / "masks"
         self._masks_bytes = masks_bytes
@@ -271,6 +272,11 @@ class HealedStore:
             if path != newest:
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def backbone_stamp(directory: Path) -> Stamp | None:
+    """What is another as soon as another healed backbone lies in a store; None where there is none."""
+    return _stamp(directory / BACKBONE_FILE)
 
 
 def _kinds(backbone: Backbone) -> dict[str, Kind]:
