@@ -171,7 +171,8 @@ class Coordinator:
     def begin_healing(self, mask: Mask, seconds: float) -> Future[None] | None:
         """Let a mask's network be healed; done when `cut` has it, or after `seconds`, whichever is first.
 
-        This returns at once. None if there is nothing to wait for. To cancel it is to wait no more.
+        Sooner where it comes to nothing, or did before. This returns at once. None if there is nothing
+        to wait for. To cancel it is to wait no more.
         """
         if self._healer is None or self._healed is None or not seconds > 0:
             return None

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from common.exchange import BudgetLimits, Limits, Terms
-from common.files import Data
 from common.grpc_codec import (
     DEVICES,
     PART_BYTES,
@@ -32,7 +31,7 @@ from common.proto_codec import (
 from common.structure import Structure
 from server.coordinator import Coordinator
 from server.grpc_calls import Call, Method, Workers, unary
-from server.spool import Spool
+from server.spool import Reading, Spool
 
 PROBE = "probe"
 """The key of the probe's file in the spool; those of sub-networks are their editions."""
@@ -91,16 +90,17 @@ class DeviceService:
 
     async def _fetch_probe(self, call: Call) -> None:
         resume = decode_fetch_probe(await call.message())
-        await self._send(call, resume, PROBE, lambda: self._probe)
+        await self._send(call, resume, self._open_probe)
 
     async def _fetch_subnetwork(self, call: Call) -> None:
         request_id, resume = decode_fetch_subnetwork(await call.message())
         call.facts["request"] = request_id
         asked = await self._cutters.run(self._coordinator.asked, request_id, call.caller.name)
         mask = asked.mask
-        await self._wait_for_healing(mask, asked.description.budget.wait_seconds, call)
-        key = self._coordinator.edition(mask)
-        await self._send(call, resume, key, lambda: self._coordinator.cut(mask).to_bytes())
+        # Who has begun to receive what there is has waited, and would begin anew with a better one.
+        if resume is None or not await self._cutters.run(self._is_current, resume, mask):
+            await self._wait_for_healing(mask, asked.description.budget.wait_seconds, call)
+        await self._send(call, resume, lambda: self._open_subnetwork(mask))
 
     async def _wait_for_healing(self, mask: Mask, seconds: float, call: Call) -> None:
         """Wait, without a thread, for as long as the device is ready to, or until it hangs up."""
@@ -110,9 +110,22 @@ class DeviceService:
             await asyncio.wrap_future(healing)
             call.facts["waited_milliseconds"] = round(1000 * (time.monotonic() - began), 2)
 
-    async def _send(self, call: Call, resume: Resume | None, key: str, make: Callable[[], Data]) -> None:
+    def _open_probe(self) -> Reading:
+        return self._spool.open(PROBE, lambda: self._probe)
+
+    def _open_subnetwork(self, mask: Mask) -> Reading:
+        """The best network that there is now; a healed backbone may have to be read for it."""
+        key = self._coordinator.edition(mask)
+        return self._spool.open(key, lambda: self._coordinator.cut(mask).to_bytes())
+
+    def _is_current(self, resume: Resume, mask: Mask) -> bool:
+        """Whether it is of the best network that there is now."""
+        with self._open_subnetwork(mask) as payload:
+            return resume.sha256 == payload.announced.sha256
+
+    async def _send(self, call: Call, resume: Resume | None, opened: Callable[[], Reading]) -> None:
         """Send a payload in parts, from where its receiver has got to."""
-        with await self._cutters.run(self._spool.open, key, make) as payload:
+        with await self._cutters.run(opened) as payload:
             announced = payload.announced
             offset = _start(announced, resume)
             await call.send(encode_announcement(announced, offset))

@@ -89,10 +89,9 @@ def heal(
                 images, backbone, weights, store, most=most_images, seed=seed, watch=bar("Features")
             )
             healing = heal_library(
-                opened, weights, public, ratios, settings,
+                opened, weights, public, store, ratios, settings,
                 voting=voting, seed=seed, watch=bar("Healing"),
             )  # fmt: skip
-        store.put_backbone(healing.healed)
     _tell(library, store.directory, healing, as_json)
 
 

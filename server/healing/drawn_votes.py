@@ -47,9 +47,9 @@ def drawn_votes(
     """Endless masks that keep `ratios` of the units, each a vote of some of a library's `masks`.
 
     As the coordinator votes, but for the neighbours, who are drawn by lot and all weigh alike; with no
-    masks the backbone's importance elects alone. The keep ratio of each is one of a few, evenly spaced
-    by their logarithms; none is below the smallest sub-network's. Raises BudgetError where not even the
-    highest allows a unit for every group.
+    masks, and every fourth time, the backbone's importance elects alone, as in an empty library. The
+    keep ratio of each is one of a few, evenly spaced by their logarithms; none is below the smallest
+    sub-network's. Raises BudgetError where not even the highest allows a unit for every group.
     """
     smallest = structure.share(structure.smallest)
     low = min(max(ratios.low, smallest), ratios.high)
@@ -77,6 +77,8 @@ def _draw(
             voters = lot.choice(len(masks), min(settings.neighbours, len(masks)), replace=False).tolist()
         ballots = [Ballot(masks[voter], 1.0) for voter in voters]
         elected = elect(structure, ballots, "smsp", held, importance, settings.prior)
-        explored = explored_units(structure, held, settings.explore)
-        draw = int(lot.integers(LARGEST_SEED))
-        yield with_runners_up(elected.mask, elected.scores, explored, draw, tie_break=importance)
+        mask, draw = elected.mask, int(lot.integers(LARGEST_SEED))
+        if ballots:
+            explored = explored_units(structure, held, settings.explore)
+            mask = with_runners_up(mask, elected.scores, explored, draw, tie_break=importance)
+        yield mask

@@ -50,6 +50,7 @@ def heal_library(
     library: Library,
     weights: Weights,
     public: PublicImages,
+    store: HealedStore,
     ratios: KeepRatios,
     settings: HealingSettings,
     *,
@@ -57,11 +58,11 @@ def heal_library(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Healing:
-    """Heal the backbone's weights through masks such as the library's entries vote for.
+    """Heal the backbone's weights through masks such as the library's entries vote for, into the store.
 
     Removed entries do not vote; in an empty library the backbone's importance elects. `weights` are the
     backbone's, on the device that is to compute. Raises InputError where there is no time for a single
-    iteration, BudgetError where no sub-network is as small as asked for.
+    iteration, BudgetError where no sub-network is as small as asked for; else as `put_backbone`.
     """
     backbone, structure = library.offer.backbone, library.offer.structure
     importance = ranks(magnitude(weights, structure))
@@ -83,21 +84,22 @@ def heal_library(
             f"there was no time for a single iteration in {settings.seconds:g} seconds, and nothing is "
             "healed; give more"
         )
-    seconds = time.monotonic() - began
+    made = HealedBackbone(
+        {n: t.cpu() for n, t in backbone.without_classifiers(healed).items()},
+        ratios.low,
+        ratios.high,
+        voting.prior,
+        iterations=done,
+        images=len(public.images),
+        entries=len(entries),
+        seconds=round(time.monotonic() - began, 1),
+    )
+    store.put_backbone(made)  # before it is judged: whatever goes wrong there, it is kept
     keep_ratio = (ratios.low * ratios.high) ** 0.5
     keep_ratio = max(keep_ratio, structure.share(structure.smallest))
     judge = Mask.keep_top(structure, importance, allot(structure, Budget(keep_ratio=keep_ratio), 1))
     return Healing(
-        HealedBackbone(
-            {n: t.cpu() for n, t in backbone.without_classifiers(healed).items()},
-            ratios.low,
-            ratios.high,
-            voting.prior,
-            iterations=done,
-            images=len(public.images),
-            entries=len(entries),
-            seconds=round(seconds, 1),
-        ),
+        made,
         judge.density,
         distance(backbone, weights, judge, public),
         distance(backbone, healed, judge, public),

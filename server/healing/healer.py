@@ -24,8 +24,9 @@ from common.errors import InputError
 from common.mask import Mask
 from common.structure import Structure
 from common.tensor_file import write_tensors
+from server.healing.futile import Attempt, Futile
 from server.healing.public_images import image_files
-from server.healing.store import HealedStore
+from server.healing.store import HealedStore, backbone_stamp
 from server.healing.worker import Healed, Order, Ready, Started, Stop, Useless, Workplace, work
 from server.library import Library
 
@@ -71,6 +72,7 @@ class _Worker:
     pipe: Connection
     is_ready: bool = False
     job: _Job | None = None
+    attempt: Attempt | None = None
     job_ends: float = math.inf
     is_told_to_stop: bool = False
 
@@ -113,6 +115,7 @@ class Healer:
         self._queue = queue
         self._lock = threading.Lock()
         self._jobs: dict[bytes, _Job] = {}
+        self._futile = Futile()
         self._done = HealerStatistics()
         self._worker: _Worker | None = None
         self._is_wanted = self._is_closed = self._is_rung = False
@@ -135,14 +138,16 @@ class Healer:
     def request(self, mask: Mask, seconds: float) -> Future[None]:
         """A future that is done once the store has the network of this mask, or else after `seconds`.
 
-        At once, where so many wait that there is no time for it. Whoever cancels it waits no more, and
-        what nobody waits for is not healed. Those who want the same at one time wait for the same.
+        At once, where so many wait that there is no time for it, or where as much time came to nothing
+        before. Whoever cancels it waits no more, and what nobody waits for is not healed. Those who want
+        the same at one time wait for the same.
         """
         future: Future[None] = Future()
         key = mask.pack()
+        is_futile = self._futile.covers(self._attempt(key, seconds))
         with self._lock:
             job = self._jobs.get(key)
-            if job is None and len(self._jobs) < self._queue:
+            if job is None and len(self._jobs) < self._queue and not is_futile:
                 job = self._jobs[key] = _Job(key)
             if job is None or self._is_closed or not seconds > 0:
                 future.set_result(None)
@@ -151,6 +156,12 @@ class Healer:
         future.add_done_callback(lambda done: self._ring() if done.cancelled() else None)
         self._ring()
         return future
+
+    def _attempt(self, mask: bytes, wait_seconds: float) -> Attempt:
+        """What can be done for somebody who waits so long from now on."""
+        seconds = min(self._seconds, wait_seconds)
+        seconds -= min(WRITING_SHARE * seconds, WRITING_SECONDS)
+        return Attempt(mask, seconds, backbone_stamp(self._workplace.store))
 
     @property
     def statistics(self) -> HealerStatistics:
@@ -244,10 +255,10 @@ class Healer:
         worker = self._worker
         if worker is None or job is None or not worker.is_ready or worker.job is not None:
             return
-        seconds = min(self._seconds, ends - now)
-        seconds -= min(WRITING_SHARE * seconds, WRITING_SECONDS)
-        worker.job, worker.job_ends, worker.is_told_to_stop = job, now + seconds, False
-        worker.send(Order(job.mask, seconds))
+        attempt = self._attempt(job.mask, ends - now)
+        worker.job, worker.attempt = job, attempt
+        worker.job_ends, worker.is_told_to_stop = now + attempt.seconds, False
+        worker.send(Order(job.mask, attempt.seconds))
 
     def _started(self) -> _Worker:
         # Spawned: a fork of a process with threads, as those that serve are, may never get anywhere.
@@ -284,6 +295,7 @@ class Healer:
     def _count(self, worker: _Worker, report: Healed) -> None:
         job, worker.job, done = worker.job, None, self._done
         assert job is not None
+        assert worker.attempt is not None
         if report.kept:
             done = replace(done, healed=done.healed + 1)
         elif report.stopped:
@@ -291,6 +303,8 @@ class Healer:
         else:
             done = replace(done, failed=done.failed + 1)
             logger.warning("warning: a network is not healed: %s", report.why)
+            if report.futile:
+                self._futile.add(worker.attempt)
         self._done = replace(done, seconds=done.seconds + report.seconds)
         if report.kept or self._jobs.get(job.mask) is job:
             self._release([job.mask])

@@ -14,7 +14,8 @@ from server.healing.heal import PublicImages, Watch
 from server.healing.store import HealedStore
 
 MOST_IMAGES = 10_000
-"""How many images are used unless asked otherwise: their pixels are held in memory."""
+"""How many images are used unless asked otherwise. Pixels are held in memory up to
+`common.images.PIXEL_BYTES`; images beyond that are decoded each time that they are used."""
 
 
 def image_files(directory: Path, most: int = MOST_IMAGES, seed: int = 0) -> list[Path]:

@@ -34,6 +34,7 @@ from common.structure import Structure
 from common.tensor_file import Kind, read_tensors, write_tensors
 
 FORMAT = "2"
+BACKBONE_FILE = "backbone.safetensors"
 MASKS_BYTES = 2 * 10**9
 """How much the networks that were healed for one mask may take on the disk."""
 BEYOND = 1.25
@@ -93,7 +94,7 @@ class HealedStore:
     ) -> None:
         """The store in a directory, which is made when something is put there."""
         self.directory = directory
-        self._backbone_file = directory / "backbone.safetensors"
+        self._backbone_file = directory / BACKBONE_FILE
         self._features_file = directory / "features.safetensors"
         self._masks = directory / "masks"
         self._masks_bytes = masks_bytes
@@ -124,8 +125,10 @@ class HealedStore:
         stamp = _stamp(self._backbone_file)
         if stamp != self._stamp and self._reading.acquire(blocking=False):
             try:
-                # The stamp first: a file that is replaced meanwhile is read again next time.
-                self._current, self._stamp = self._read_backbone(), stamp
+                # The file's stamp was taken first: what is replaced meanwhile is read again next time.
+                self._current = self._read_backbone()
+                # Last, for `edition`: whoever sees this stamp is given this backbone, or a later one.
+                self._stamp = stamp
             finally:
                 self._reading.release()
         return self._current
@@ -178,8 +181,12 @@ class HealedStore:
         self._make_room(path)
 
     def edition(self, mask: Mask) -> str:
-        """A text that is another as soon as there is another healed network or backbone for this mask."""
-        return f"{_stamp(self._path(mask))} {_stamp(self._backbone_file)}"
+        """A text that is another as soon as there is another healed network or backbone for this mask.
+
+        It is of what `backbone` gives: while one thread reads another backbone, the one before.
+        """
+        self.backbone()
+        return f"{_stamp(self._path(mask))} {self._stamp}"
 
     def _path(self, mask: Mask) -> Path:
         if mask.structure.digest != self._structure.digest:
@@ -265,6 +272,11 @@ class HealedStore:
             if path != newest:
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def backbone_stamp(directory: Path) -> Stamp | None:
+    """What is another as soon as another healed backbone lies in a store; None where there is none."""
+    return _stamp(directory / BACKBONE_FILE)
 
 
 def _kinds(backbone: Backbone) -> dict[str, Kind]:

@@ -70,10 +70,14 @@ class Useless:
 
 @dataclass(frozen=True)
 class Healed:
-    """What became of an order: whether the store has the network now, and else why not."""
+    """What became of an order: whether the store has the network now, and else why not.
+
+    It was `futile` if the same order would come to the same again.
+    """
 
     kept: bool
     stopped: bool
+    futile: bool
     seconds: float
     iterations: int
     why: str = ""
@@ -115,9 +119,11 @@ def _carry_out(order: Order, bench: _Bench, pipe: Connection) -> Healed:
     began = time.monotonic()
     try:
         iterations, why = bench.heal(order, stop)
+        futile = bool(why) and not told
     except MaskvoteError as error:
-        iterations, why = 0, str(error)
-    return Healed(not why, told, time.monotonic() - began, iterations, why)
+        # A disk that is full, say: there may be room next time.
+        iterations, why, futile = 0, str(error), False
+    return Healed(not why, told, futile, time.monotonic() - began, iterations, why)
 
 
 class _Bench:

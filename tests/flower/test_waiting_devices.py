@@ -291,6 +291,30 @@ def test_a_download_cut_off_before_healing_begins_anew_after_it_and_ends_sound(p
     assert whole.name != part.name
 
 
+@pytest.mark.parametrize("is_of_what_there_is", [True, False])
+def test_a_download_that_broke_off_is_not_waited_for_again_unless_it_has_to_begin_anew(
+    place, library, tmp_path, is_of_what_there_is
+):
+    downloads, request = tmp_path / "d", place.request(0, PATIENT)
+    with place.server(library, heal_images=None) as port, device(port, downloads) as coordinator:
+        coordinator.assign(request)
+    (part,) = downloads.glob(f"{request.request_id}.*.part")
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    if not is_of_what_there_is:
+        part.rename(downloads / f"{request.request_id}.{'0' * 64}.part")
+
+    with (
+        place.server(library, heal_seconds=2) as port,
+        device(port, downloads, stalled_seconds=0.5) as coordinator,
+    ):
+        again = coordinator.assign(request).subnetwork
+    assert again.healed != is_of_what_there_is
+    assert store_of(library).has_network(again.mask) != is_of_what_there_is
+    if is_of_what_there_is:
+        assert part.read_bytes() == whole
+
+
 def healed_weights(weights: Weights, mask: Mask) -> Weights:
     """Others than the mask cuts out of the weights."""
     return {

@@ -5,15 +5,18 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from coordinated_tasks import ask
 from random_tasks import random_mask
 
+from common.backbone import weights_digest
 from common.budget import Budget
 from common.errors import BudgetError, InputError
 from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot
-from server.coordinator import VotingSettings
+from server.coordinator import Coordinator, VotingSettings
 from server.healing.drawn_votes import UNVOTED_EVERY, KeepRatios, drawn_votes
+from server.library import Library
 from server.voting import Ballot, elect, explored_units
 
 PLAIN = VotingSettings(neighbours=3, explore=0, prior=0)
@@ -76,14 +79,26 @@ def test_who_votes_is_drawn_by_lot(draw, structure, entries):
     assert {*voted} == {*range(len(entries))}
 
 
-@pytest.mark.parametrize("masks", ["entries", "none"])
-def test_units_are_given_up_for_runners_up_as_the_coordinator_does(draw, structure, entries, masks):
-    voters = entries if masks == "entries" else []
-    explored = draw(12, settings=replace(PLAIN, explore=0.2), masks=voters)
-    for mask, plain in zip(explored, draw(12, masks=voters), strict=True):
+def test_units_are_given_up_for_runners_up_where_somebody_votes(draw, structure):
+    explored = draw(12, settings=replace(PLAIN, explore=0.2))
+    for number, (mask, plain) in enumerate(zip(explored, draw(12), strict=True), start=1):
         given_up = tuple(int((plain[name] & ~mask[name]).sum()) for name in mask)
+        expected = explored_units(structure, mask.counts, 0.2)
         assert mask.counts == plain.counts
-        assert given_up == explored_units(structure, mask.counts, 0.2)
+        assert given_up == (expected if number % UNVOTED_EVERY else (0,) * len(expected))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_what_is_healed_for_without_votes_is_what_an_empty_library_assigns(
+    draw, path, offer, weights, ratio
+):
+    settings = VotingSettings(explore=0.2)
+    with Library.create(path, offer, weights_digest(weights)) as library:
+        coordinator = Coordinator(library, weights, settings)
+        assigned = coordinator.choose(ask(offer, 1, Budget(keep_ratio=ratio))).mask
+    one_size = KeepRatios(ratio, ratio)
+    assert draw(2, one_size, settings, masks=[]) == [assigned, assigned]
+    assert draw(UNVOTED_EVERY, one_size, settings)[-1] == assigned
 
 
 def test_the_same_seed_draws_the_same(draw):

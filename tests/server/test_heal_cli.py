@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from click import Abort
 from click.testing import CliRunner
 from operated import entry_of
 from PIL import Image
@@ -62,6 +63,17 @@ def test_it_tells_what_it_did_and_the_store_has_it(heal, place):
     with Library.open(place / "library.db") as library:
         healed = store_of(library).backbone()
     assert healed.facts == {name: facts[name] for name in healed.facts}
+
+
+def test_what_was_healed_is_kept_though_judging_it_is_broken_off(heal, place, monkeypatch):
+    def broken_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.healing.heal_library.distance", broken_off)
+    with pytest.raises(Abort):
+        heal(*FEW)
+    with Library.open(place / "library.db") as library:
+        assert store_of(library).backbone().iterations == 2
 
 
 def test_a_table_is_shown_to_people(heal, place):

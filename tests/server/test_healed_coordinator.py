@@ -170,11 +170,10 @@ def test_a_library_is_healed_through_the_votes_of_its_entries_and_served_so(
     images = PixelImages(pixels.byte(), torch.zeros(12, dtype=torch.int64), backbone)
     public = PublicImages.of(backbone, weights, images)
     healing = heal_library(
-        library, weights, public, KeepRatios(0.2, 0.5), HealingSettings(3, batch_size=8)
+        library, weights, public, store, KeepRatios(0.2, 0.5), HealingSettings(3, batch_size=8)
     )
     made = healing.healed
     assert (made.entries, made.iterations, made.images) == (5, 3, len(public.images))
     assert (made.low, made.high) == (0.2, 0.5)
     assert healing.keep_ratio == pytest.approx((0.2 * 0.5) ** 0.5, abs=0.03)
-    store.put_backbone(made)
     assert Coordinator(library, weights, healed=store).cut(mask_of(library.structure)).healed

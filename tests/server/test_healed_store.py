@@ -5,6 +5,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from healing_tasks import healed_backbone, mask_of
 from common.backbone import weights_digest
 from common.errors import InputError, MismatchError, WeightsError
 from common.subnetwork import cut
+from common.tensor_file import read_tensors
 from server.healing.store import LEFTOVER_SECONDS, HealedStore
 
 FEATURES = torch.arange(6).reshape(3, 2).half()
@@ -225,6 +227,33 @@ def test_the_edition_is_another_with_another_network_or_backbone_alone(
     store.network(mask)
     store.put_network(other := mask_of(structure, seed=1), network_of(other))
     assert store.edition(mask) == editions[-1]
+
+
+def test_while_another_backbone_is_read_the_edition_is_of_the_one_that_is_given(
+    filled, healed, open_store, weights, backbone, mask, monkeypatch
+):
+    """Or a network that was cut out of the one would be sent as one of the other's from then on."""
+    before = filled.edition(mask)
+    is_read, go_on = Event(), Event()
+
+    def slowly(data):
+        is_read.set()
+        assert go_on.wait(10)
+        return read_tensors(data)
+
+    another = healed_backbone(weights, backbone, 2.0)
+    open_store().put_backbone(another)
+    monkeypatch.setattr("server.healing.store.read_tensors", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(filled.backbone)
+        assert is_read.wait(10)
+        meanwhile = filled.edition(mask), filled.backbone()
+        go_on.set()
+        assert same(reading.result().weights, another.weights)
+    assert meanwhile[0] == before
+    assert same(meanwhile[1].weights, healed.weights)
+    assert filled.edition(mask) != before
+    assert same(filled.backbone().weights, another.weights)
 
 
 def test_the_least_recently_used_networks_make_room(open_store, structure, network_of):

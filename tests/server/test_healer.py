@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from glyph_tasks import glyph_images
-from healing_tasks import glyph_backbone, mask_of, settled_weights
+from healing_tasks import glyph_backbone, healed_backbone, mask_of, settled_weights
 from PIL import Image
 
 from common.backbone import Backbone, Weights, weights_digest
@@ -151,6 +151,23 @@ def test_a_worker_that_dies_costs_its_device_no_time_and_is_started_again(clinic
     assert "worker has died (exit code -9)" in caplog.text
     healer.request(clinic.mask(50), PLENTY).result(PLENTY)
     assert clinic.store.has_network(clinic.mask(50))
+
+
+def test_what_came_to_nothing_is_not_waited_for_again_until_another_backbone_is_healed(other):
+    mask = other.mask(0)
+    with other.healer(seconds=0.001) as healer:  # no time for anything
+
+        def failed() -> int:
+            healer.request(mask, PLENTY).result(PLENTY)
+            return healer.statistics.failed
+
+        assert failed() == 1
+        assert healer.request(mask, PLENTY).done()
+        assert failed() == 1
+        other.store.put_backbone(healed_backbone(other.weights, other.backbone))
+        assert failed() == 2
+        assert failed() == 2
+        assert not healer.request(other.mask(1), PLENTY).done()
 
 
 # Nobody waits longer than they said, whatever is the matter

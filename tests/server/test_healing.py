@@ -12,6 +12,7 @@ from healing_tasks import glyph_backbone, mask_of, masks_of, public_glyphs, sett
 from common.backbone import features
 from common.errors import InputError, TaskDataError
 from common.fitting import all_features
+from common.images import PixelImages
 from common.rebuild import rebuild
 from common.subnetwork import cut
 from server.healing.heal import HealingSettings, PublicImages, distance, heal, heal_mask
@@ -83,6 +84,16 @@ def test_the_whole_backbone_is_at_no_distance_from_itself():
     healer = Healer("test_vit")
     everything = mask_of(healer.structure, keep=1.0)
     assert healer.distance(healer.weights, everything) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_network_whose_last_maps_are_one_number_is_judged_on_any_number_of_images():
+    """Its batch norms refuse a batch of a single image."""
+    wide = Healer("mobilenetv3_small_050")
+    pixels = glyph_images("abcdefgh", 25, wide.backbone, seed=1).pixels
+    for number in (2, 65, 193):
+        images = PixelImages(pixels[:number], torch.zeros(number), wide.backbone)
+        wide.public = PublicImages.of(wide.backbone, wide.weights, images)
+        assert 0 < wide.distance(wide.weights, mask_of(wide.structure)) < float("inf")
 
 
 def test_of_features_that_are_units_themselves_those_that_are_kept_are_compared():
