@@ -17,12 +17,26 @@ MAX_CALLERS = 10_000
 """Callers that are remembered; whoever was not heard of longest starts anew."""
 
 
+class Bucket:
+    """What may still be spent: a `level` that rises `per_second` up to the `capacity` it begins with."""
+
+    def __init__(self, capacity: float, per_second: float, now: float) -> None:
+        self.level = self._capacity = capacity
+        self._per_second = per_second
+        self._at = now
+
+    def seconds_until(self, level: float, now: float) -> float:
+        """How long it takes, from now on, until it is filled to this level; 0 if it is."""
+        self.level = min(self._capacity, self.level + (now - self._at) * self._per_second)
+        self._at = now
+        return max(0.0, (level - self.level) / self._per_second)
+
+
 @dataclass
 class _Account:
-    """What a caller may still start: `calls` at the time `at`, growing by the minute."""
+    """What a caller may still start, and how many of its calls run."""
 
-    calls: float
-    at: float
+    calls: Bucket
     running: int = 0
 
 
@@ -59,7 +73,9 @@ class Traffic:
             self.running -= 1
 
     def _account(self, caller: str) -> _Account:
-        account = self._accounts.setdefault(caller, _Account(self._limits.burst, self._clock()))
+        limits = self._limits
+        calls = Bucket(limits.burst, limits.calls_per_minute / 60, self._clock())
+        account = self._accounts.setdefault(caller, _Account(calls))
         self._accounts.move_to_end(caller)
         if len(self._accounts) > MAX_CALLERS:
             idle = (name for name, known in self._accounts.items() if not known.running)
@@ -67,20 +83,17 @@ class Traffic:
         return account
 
     def _charge(self, account: _Account) -> None:
-        limits, now = self._limits, self._clock()
+        limits = self._limits
         if account.running >= limits.concurrent_calls:
             raise UnavailableError(
                 f"{account.running} calls of this caller are running, and {limits.concurrent_calls} "
                 "may at one time; wait for one of them to end",
                 retry_seconds=1,
             )
-        per_second = limits.calls_per_minute / 60
-        account.calls = min(limits.burst, account.calls + (now - account.at) * per_second)
-        account.at = now
-        if account.calls < 1:
+        if seconds := account.calls.seconds_until(1, self._clock()):
             raise UnavailableError(
                 f"more than {limits.calls_per_minute} calls a minute, after the first {limits.burst}; "
                 "call again later",
-                retry_seconds=(1 - account.calls) / per_second,
+                retry_seconds=seconds,
             )
-        account.calls -= 1
+        account.calls.level -= 1

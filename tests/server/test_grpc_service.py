@@ -52,9 +52,10 @@ from common.proto_codec import (
     encode_task_description,
     with_subnetwork,
 )
-from server import grpc_calls, tokens
+from server import grpc_calls, serving, tokens
 from server.coordinator import Coordinator
 from server.library import Library
+from server.refusals import PER_MINUTE
 from server.serving import ServeSettings, Tls
 
 REQUEST_ID = "ab" * 16
@@ -212,6 +213,37 @@ def test_nobody_is_let_in_without_a_token_that_is_known_and_not_revoked(library,
             assert trailing(refused)[ERROR_KIND] == "TokenError"
         tokens.revoke(library, "kitchen")
         assert Device(channel, token).refused("GetOffer").code() is StatusCode.UNAUTHENTICATED
+
+
+def test_a_host_that_guesses_tokens_is_neither_looked_up_nor_logged_and_known_ones_are_served(
+    library, weights, monkeypatch
+):
+    looked_up = []
+    identify = serving.identify
+
+    def counted(library, token):
+        looked_up.append(token)
+        return identify(library, token)
+
+    monkeypatch.setattr(serving, "identify", counted)
+    right = tokens.add(library, "kitchen", "device")
+    guesses = [f"mv_{number:043d}" for number in range(PER_MINUTE + 40)]
+    with (
+        running_server(library, weights, with_tokens()) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        structlog.testing.capture_logs() as log,
+    ):
+        kitchen = Device(channel, right)
+        kitchen.call("GetOffer")
+        refused = [Device(channel, guess).refused("GetOffer") for guess in guesses]
+        last = refused[-1]
+        assert last.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert 0 < int(trailing(last)[RETRY]) <= 1000
+        assert kitchen.call("GetOffer")
+    unknown = [error.code() is StatusCode.UNAUTHENTICATED for error in refused]
+    assert PER_MINUTE <= sum(unknown) < PER_MINUTE + 20  # some more while they were refused
+    assert len(looked_up) == sum(unknown) + 2
+    assert sum(line["event"] == "call" for line in log) == sum(unknown) + 2
 
 
 def test_an_operators_token_is_not_for_devices(library, weights):
