@@ -19,7 +19,7 @@ from coordinated_tasks import (
 from common.backbone import weights_digest
 from common.budget import Budget
 from common.errors import AccessError, InputError
-from common.exchange import METHODS
+from common.exchange import METHODS, Assignment
 from common.mask import Mask
 from server.coordinator import Coordinator, VotingSettings
 from server.library import Library, seed_entry
@@ -185,6 +185,23 @@ def test_what_is_removed_before_a_coordinator_starts_does_not_vote_either(librar
     assert [neighbour.entry for neighbour in assignment.neighbours] == entries[-1:]
     library.remove(entries[-1], "boss", "a fish")
     assert coordinator.assign(ask(offer, 2, Budget(keep_ratio=0.3))).origin == "importance"
+
+
+def test_a_device_that_adapts_to_its_data_time_and_again_has_one_ballot(coordinator, library, offer):
+    """Its newest; once that is removed, the one before."""
+    task = ask(offer, 1, Budget(keep_ratio=0.3))
+    asked = iter(range(1, 100))
+
+    def again() -> Assignment:
+        return coordinator.assign(replace(task, request_id=request_id(next(asked))))
+
+    entries = [coordinator.record(answer_to(again())).entry for _ in range(12)]
+    seeded = {entry.entry for entry in library.entries()} - set(entries)
+    assert {neighbour.entry for neighbour in again().neighbours} == {entries[-1]} | seeded
+    library.remove(entries[-1], "boss", "a fish")
+    assert {neighbour.entry for neighbour in again().neighbours} == {entries[-2]} | seeded
+    library.restore(entries[-1], "boss", "a bird")
+    assert {neighbour.entry for neighbour in again().neighbours} == {entries[-1]} | seeded
 
 
 def test_what_a_removed_entry_voted_for_is_answered_as_before(coordinator, library, offer):
