@@ -116,8 +116,10 @@ class Coordinator:
             for decision in decisions:
                 change = self._removed.add if decision.removed else self._removed.discard
                 change(decision.entry)
+            # What is removed by now takes no memory: a flood that was removed is none at the next start.
             for entry in self._library.entries(after=self._revision.position):
-                self._take_in(entry)
+                if entry.entry not in self._removed:
+                    self._take_in(entry)
             for name in dict.fromkeys(decision.entry for decision in decisions):
                 if name in self._removed:
                     self._index.remove(name)
@@ -256,6 +258,6 @@ class Coordinator:
 
     @property
     def masks(self) -> Mapping[str, Mask]:
-        """The mask of every entry, removed ones too."""
+        """The mask of every entry, but for those that were removed when this coordinator began."""
         self._refresh()
         return self._masks
