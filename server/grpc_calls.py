@@ -78,6 +78,7 @@ class Call:
     _context: grpc.aio.ServicerContext
     _messages: AsyncIterator[bytes]
     _receive_seconds: float
+    _charge: Callable[[int], None]
     received: int = 0
     sent: int = 0
 
@@ -88,11 +89,12 @@ class Call:
                 message = await anext(self._messages)
             except StopAsyncIteration:
                 raise InputError("the call has no message; send one") from None
+        self._charge(len(message))
         self.received += len(message)
         return message
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """All messages that are still to come."""
+        """All messages that are still to come. Operators alone send them, as much as they like."""
         while True:
             async with asyncio.timeout(self._receive_seconds):
                 try:
@@ -176,10 +178,9 @@ class Calls(grpc.GenericRpcHandler):
                 caller = await self._caller(context)
                 facts["caller"] = caller.name
                 check_role(caller, method.role)
-                with self._traffic.admitted(caller.name or host_of(context.peer())):
-                    call = Call(
-                        caller, self.workers, facts, context, messages, self.limits.receive_seconds
-                    )
+                with self._traffic.admitted(caller.name or host_of(context.peer())) as charge:
+                    patience = self.limits.receive_seconds
+                    call = Call(caller, self.workers, facts, context, messages, patience, charge)
                     await method.serve(call)
         except MaskvoteError as refusal:
             status, error = status_of(refusal), refusal

@@ -67,7 +67,7 @@ class Refusals:
                 "yours is right, call again later",
                 retry_seconds=seconds,
             )
-        bucket.level -= 1
+        bucket.take(1)
         return bucket
 
 
@@ -95,7 +95,7 @@ def _digest(token: str | bytes | None) -> bytes:
 
 def _give_back(bucket: Bucket | None) -> None:
     if bucket is not None:
-        bucket.level += 1
+        bucket.take(-1)
 
 
 def _latest(remembered: OrderedDict[Key, Value], key: Key, new: Value) -> Value:

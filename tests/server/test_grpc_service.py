@@ -35,6 +35,7 @@ from common.grpc_codec import (
     ERROR_KIND,
     PART_BYTES,
     RETRY,
+    UNLIMITED,
     Resume,
     announced_probe,
     decode_announcement,
@@ -52,6 +53,7 @@ from common.proto_codec import (
     encode_task_description,
     with_subnetwork,
 )
+from protos.devices_pb2 import GetOfferResponse
 from server import grpc_calls, serving, tokens
 from server.coordinator import Coordinator
 from server.library import Library
@@ -330,6 +332,28 @@ def test_haste_is_told_when_to_come_again(library, weights):
         assert 0 < int(trailing(refused)[RETRY]) <= 1000
         time.sleep(int(trailing(refused)[RETRY]) / 1000)
         assert device.call("GetOffer")
+
+
+def test_who_sends_too_much_is_told_when_to_come_again_and_what_was_sent_is_answered(
+    library, weights, request_message
+):
+    limits = replace(PLENTY, bytes_per_minute=len(request_message) - 1)
+    with connected(library, weights, with_tokens(anonymous=True, limits=limits)) as device:
+        terms = decode_terms(device.call("GetOffer"))[1]
+        assert terms.limits == limits
+        assert device.call("Assign", request_message)
+        refused = device.refused("Assign", request_message)
+        assert refused.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert "bytes a minute" in refused.details()
+        assert 0 < int(trailing(refused)[RETRY]) <= 1000
+
+
+def test_a_server_of_before_the_limit_of_bytes_is_understood_to_have_none(device):
+    message = GetOfferResponse.FromString(device.call("GetOffer"))
+    message.limits.ClearField("bytes_per_minute")
+    assert decode_terms(message.SerializeToString())[1].limits == replace(
+        PLENTY, bytes_per_minute=UNLIMITED
+    )
 
 
 def test_a_message_that_does_not_come_is_not_waited_for(library, weights):
