@@ -32,7 +32,10 @@ from server.library import Library, seed_entry
 CLASSES = 10
 KEEP_RATIO = 0.1
 PROBE_KEEP_RATIO = 0.05
-UNLIMITED = ("--calls-per-minute", "1000000000", "--concurrent-calls", "1000000")
+UNLIMITED = (
+    "--calls-per-minute", "1000000000", "--bytes-per-minute", "4000000000",
+    "--concurrent-calls", "1000000",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

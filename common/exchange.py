@@ -85,6 +85,9 @@ class Limits:
     burst: int = 60
     concurrent_calls: int = 8
     receive_seconds: int = 20
+    bytes_per_minute: int = 8 * 2**20
+    """Twice the largest message. A task of ten classes is some 10 kB, one of a thousand up to 4 MB, and
+    a device that adapts sends one in minutes; without a limit a token could fill 0.6 GB a minute."""
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 1 or max(vars(self).values()) >= 2**32:

@@ -58,6 +58,9 @@ STATUS_OF: dict[type[MaskvoteError], grpc.StatusCode] = {
 }
 """The status of an error of these kinds, and of those more closely named."""
 
+UNLIMITED = 2**32 - 1
+"""Bytes a minute, of a server that knows no such limit."""
+
 KINDS: dict[str, type[MaskvoteError]] = {
     name: kind
     for name, kind in vars(errors).items()
@@ -106,6 +109,7 @@ def decode_terms(message: bytes) -> tuple[bytes, exchange.Terms]:
             limits.burst,
             limits.concurrent_calls,
             limits.receive_seconds,
+            limits.bytes_per_minute or UNLIMITED,
         ),
         server_version=parsed.server_version,
     )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import maskvote_pb2 as protos_dot_maskvote__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/devices.proto\x12\x0bmaskvote.v1\x1a\x15protos/maskvote.proto\"\x11\n\x0fGetOfferRequest\"\xc5\x01\n\x10GetOfferResponse\x12!\n\x05offer\x18\x01 \x01(\x0b\x32\x12.maskvote.v1.Offer\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\x0c\x12*\n\x07\x62udgets\x18\x04 \x01(\x0b\x32\x19.maskvote.v1.BudgetLimits\x12#\n\x06limits\x18\x05 \x01(\x0b\x32\x13.maskvote.v1.Limits\x12\x16\n\x0eserver_version\x18\x06 \x01(\t\"T\n\x0c\x42udgetLimits\x12\x12\n\nkeep_ratio\x18\x01 \x01(\x01\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\x1c\n\x14parameters_per_class\x18\x03 \x01(\x04\"{\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x04\x12\x18\n\x10\x63\x61lls_per_minute\x18\x02 \x01(\r\x12\r\n\x05\x62urst\x18\x03 \x01(\r\x12\x18\n\x10\x63oncurrent_calls\x18\x04 \x01(\r\x12\x17\n\x0freceive_seconds\x18\x05 \x01(\r\"8\n\x11\x46\x65tchProbeRequest\x12#\n\x06resume\x18\x01 \x01(\x0b\x32\x13.maskvote.v1.Resume\"Q\n\x16\x46\x65tchSubNetworkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12#\n\x06resume\x18\x02 \x01(\x0b\x32\x13.maskvote.v1.Resume\"(\n\x06Resume\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"R\n\x0bPayloadPart\x12%\n\x07payload\x18\x01 \x01(\x0b\x32\x14.maskvote.v1.Payload\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xec\x02\n\x07\x44\x65vices\x12G\n\x08GetOffer\x12\x1c.maskvote.v1.GetOfferRequest\x1a\x1d.maskvote.v1.GetOfferResponse\x12H\n\nFetchProbe\x12\x1e.maskvote.v1.FetchProbeRequest\x1a\x18.maskvote.v1.PayloadPart0\x01\x12?\n\x06\x41ssign\x12\x1c.maskvote.v1.TaskDescription\x1a\x17.maskvote.v1.Assignment\x12R\n\x0f\x46\x65tchSubNetwork\x12#.maskvote.v1.FetchSubNetworkRequest\x1a\x18.maskvote.v1.PayloadPart0\x01\x12\x39\n\x06Record\x12\x19.maskvote.v1.Contribution\x1a\x14.maskvote.v1.Receiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/devices.proto\x12\x0bmaskvote.v1\x1a\x15protos/maskvote.proto\"\x11\n\x0fGetOfferRequest\"\xc5\x01\n\x10GetOfferResponse\x12!\n\x05offer\x18\x01 \x01(\x0b\x32\x12.maskvote.v1.Offer\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\x0c\x12*\n\x07\x62udgets\x18\x04 \x01(\x0b\x32\x19.maskvote.v1.BudgetLimits\x12#\n\x06limits\x18\x05 \x01(\x0b\x32\x13.maskvote.v1.Limits\x12\x16\n\x0eserver_version\x18\x06 \x01(\t\"T\n\x0c\x42udgetLimits\x12\x12\n\nkeep_ratio\x18\x01 \x01(\x01\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\x1c\n\x14parameters_per_class\x18\x03 \x01(\x04\"\x95\x01\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x04\x12\x18\n\x10\x63\x61lls_per_minute\x18\x02 \x01(\r\x12\r\n\x05\x62urst\x18\x03 \x01(\r\x12\x18\n\x10\x63oncurrent_calls\x18\x04 \x01(\r\x12\x17\n\x0freceive_seconds\x18\x05 \x01(\r\x12\x18\n\x10\x62ytes_per_minute\x18\x06 \x01(\x04\"8\n\x11\x46\x65tchProbeRequest\x12#\n\x06resume\x18\x01 \x01(\x0b\x32\x13.maskvote.v1.Resume\"Q\n\x16\x46\x65tchSubNetworkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12#\n\x06resume\x18\x02 \x01(\x0b\x32\x13.maskvote.v1.Resume\"(\n\x06Resume\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"R\n\x0bPayloadPart\x12%\n\x07payload\x18\x01 \x01(\x0b\x32\x14.maskvote.v1.Payload\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xec\x02\n\x07\x44\x65vices\x12G\n\x08GetOffer\x12\x1c.maskvote.v1.GetOfferRequest\x1a\x1d.maskvote.v1.GetOfferResponse\x12H\n\nFetchProbe\x12\x1e.maskvote.v1.FetchProbeRequest\x1a\x18.maskvote.v1.PayloadPart0\x01\x12?\n\x06\x41ssign\x12\x1c.maskvote.v1.TaskDescription\x1a\x17.maskvote.v1.Assignment\x12R\n\x0f\x46\x65tchSubNetwork\x12#.maskvote.v1.FetchSubNetworkRequest\x1a\x18.maskvote.v1.PayloadPart0\x01\x12\x39\n\x06Record\x12\x19.maskvote.v1.Contribution\x1a\x14.maskvote.v1.Receiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETOFFERRESPONSE']._serialized_end=277
   _globals['_BUDGETLIMITS']._serialized_start=279
   _globals['_BUDGETLIMITS']._serialized_end=363
-  _globals['_LIMITS']._serialized_start=365
-  _globals['_LIMITS']._serialized_end=488
-  _globals['_FETCHPROBEREQUEST']._serialized_start=490
-  _globals['_FETCHPROBEREQUEST']._serialized_end=546
-  _globals['_FETCHSUBNETWORKREQUEST']._serialized_start=548
-  _globals['_FETCHSUBNETWORKREQUEST']._serialized_end=629
-  _globals['_RESUME']._serialized_start=631
-  _globals['_RESUME']._serialized_end=671
-  _globals['_PAYLOADPART']._serialized_start=673
-  _globals['_PAYLOADPART']._serialized_end=755
-  _globals['_DEVICES']._serialized_start=758
-  _globals['_DEVICES']._serialized_end=1122
+  _globals['_LIMITS']._serialized_start=366
+  _globals['_LIMITS']._serialized_end=515
+  _globals['_FETCHPROBEREQUEST']._serialized_start=517
+  _globals['_FETCHPROBEREQUEST']._serialized_end=573
+  _globals['_FETCHSUBNETWORKREQUEST']._serialized_start=575
+  _globals['_FETCHSUBNETWORKREQUEST']._serialized_end=656
+  _globals['_RESUME']._serialized_start=658
+  _globals['_RESUME']._serialized_end=698
+  _globals['_PAYLOADPART']._serialized_start=700
+  _globals['_PAYLOADPART']._serialized_end=782
+  _globals['_DEVICES']._serialized_start=785
+  _globals['_DEVICES']._serialized_end=1149
 # @@protoc_insertion_point(module_scope)

@@ -36,18 +36,20 @@ class BudgetLimits(_message.Message):
     def __init__(self, keep_ratio: _Optional[float] = ..., parameters: _Optional[int] = ..., parameters_per_class: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes", "calls_per_minute", "burst", "concurrent_calls", "receive_seconds")
+    __slots__ = ("message_bytes", "calls_per_minute", "burst", "concurrent_calls", "receive_seconds", "bytes_per_minute")
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CALLS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     BURST_FIELD_NUMBER: _ClassVar[int]
     CONCURRENT_CALLS_FIELD_NUMBER: _ClassVar[int]
     RECEIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     message_bytes: int
     calls_per_minute: int
     burst: int
     concurrent_calls: int
     receive_seconds: int
-    def __init__(self, message_bytes: _Optional[int] = ..., calls_per_minute: _Optional[int] = ..., burst: _Optional[int] = ..., concurrent_calls: _Optional[int] = ..., receive_seconds: _Optional[int] = ...) -> None: ...
+    bytes_per_minute: int
+    def __init__(self, message_bytes: _Optional[int] = ..., calls_per_minute: _Optional[int] = ..., burst: _Optional[int] = ..., concurrent_calls: _Optional[int] = ..., receive_seconds: _Optional[int] = ..., bytes_per_minute: _Optional[int] = ...) -> None: ...
 
 class FetchProbeRequest(_message.Message):
     __slots__ = ("resume",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
@@ -29,7 +30,8 @@ from server.admission import check_asker, check_weights
 from server.budget import allot
 from server.healing.healer import Healer
 from server.healing.store import HealedStore
-from server.library import Library, Revision, StoredAssignment
+from server.library import Entry, Library, Revision, StoredAssignment
+from server.library_file import DamagedRow
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
 from server.voting import Ballot, elect, explored_units, ranks, with_runners_up
@@ -92,6 +94,7 @@ class Coordinator:
         self._importance = ranks(magnitude(weights, self._offer.structure))
         self._index = TaskIndex(similarity or ClassStatistics.of(self._offer.probe))
         self._masks: dict[str, Mask] = {}
+        self._removed: set[str] = set()
         # One vote at a time. Python runs one thread at a time anyhow; sixteen that vote at once take the
         # interpreter from each other some two hundred times a vote, and get half as much done.
         self._turn = Lock()
@@ -109,14 +112,26 @@ class Coordinator:
         with self._refreshing:
             if revision <= self._revision:
                 return
-            for entry in self._library.entries(after=self._revision.position):
-                # The mask first: whoever finds the entry in the index looks its mask up.
-                self._masks[entry.entry] = entry.mask
-                self._index.add(entry.entry, entry.signature)
-            for decision in self._library.removals(after=self._revision.removal):
-                change = self._index.exclude if decision.removed else self._index.include
+            decisions = self._library.removals(after=self._revision.removal)
+            for decision in decisions:
+                change = self._removed.add if decision.removed else self._removed.discard
                 change(decision.entry)
+            # What is removed by now takes no memory: a flood that was removed is none at the next start.
+            for entry in self._library.entries(after=self._revision.position):
+                if entry.entry not in self._removed:
+                    self._take_in(entry)
+            for name in dict.fromkeys(decision.entry for decision in decisions):
+                if name in self._removed:
+                    self._index.remove(name)
+                elif name not in self._index:
+                    with suppress(DamagedRow):  # damaged entries do not vote, as at the start
+                        self._take_in(self._library.entry(name))
             self._revision = revision
+
+    def _take_in(self, entry: Entry) -> None:
+        # The mask first: whoever finds the entry in the index looks its mask up.
+        self._masks[entry.entry] = entry.mask
+        self._index.add(entry.entry, entry.signature, entry.position)
 
     def __len__(self) -> int:
         """How many entries vote."""
@@ -246,6 +261,6 @@ class Coordinator:
 
     @property
     def masks(self) -> Mapping[str, Mask]:
-        """The mask of every entry, removed ones too."""
+        """The mask of every entry, but for those that were removed when this coordinator began."""
         self._refresh()
         return self._masks

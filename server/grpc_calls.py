@@ -1,7 +1,8 @@
 """Calls: what every gRPC call goes through, whatever it asks for.
 
-Who calls is found out, then whether they may and how much, and only then is a message read: in time,
-and no larger than the limit. Errors become statuses, and every call a line of the log and a few numbers.
+Who calls is found out, unless their host guesses tokens, then whether they may and how much, and only
+then is a message read: in time, and no larger than the limit. Errors become statuses, and every call a
+line of the log and a few numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from common.exchange import Limits
 from common.grpc_codec import AUTHORIZATION, full_name, status_of, trailing_metadata
 from server.access import Access, check_role
 from server.metrics import Metrics
+from server.refusals import Refusals, host_of
 from server.tokens import Caller, Role
 from server.traffic import Traffic
 
@@ -76,6 +78,7 @@ class Call:
     _context: grpc.aio.ServicerContext
     _messages: AsyncIterator[bytes]
     _receive_seconds: float
+    _charge: Callable[[int], None]
     received: int = 0
     sent: int = 0
 
@@ -86,11 +89,12 @@ class Call:
                 message = await anext(self._messages)
             except StopAsyncIteration:
                 raise InputError("the call has no message; send one") from None
+        self._charge(len(message))
         self.received += len(message)
         return message
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """All messages that are still to come."""
+        """All messages that are still to come. Operators alone send them, as much as they like."""
         while True:
             async with asyncio.timeout(self._receive_seconds):
                 try:
@@ -141,6 +145,7 @@ class Calls(grpc.GenericRpcHandler):
 
     def __post_init__(self) -> None:
         self._traffic = Traffic(self.limits)
+        self._refusals = Refusals()
 
     def add(self, *methods: Method) -> None:
         """Serve these methods too."""
@@ -173,10 +178,9 @@ class Calls(grpc.GenericRpcHandler):
                 caller = await self._caller(context)
                 facts["caller"] = caller.name
                 check_role(caller, method.role)
-                with self._traffic.admitted(caller.name or _host(context.peer())):
-                    call = Call(
-                        caller, self.workers, facts, context, messages, self.limits.receive_seconds
-                    )
+                with self._traffic.admitted(caller.name or host_of(context.peer())) as charge:
+                    patience = self.limits.receive_seconds
+                    call = Call(caller, self.workers, facts, context, messages, patience, charge)
                     await method.serve(call)
         except MaskvoteError as refusal:
             status, error = status_of(refusal), refusal
@@ -199,16 +203,18 @@ class Calls(grpc.GenericRpcHandler):
             seconds = time.perf_counter() - began
             received, sent = (call.received, call.sent) if call is not None else (0, 0)
             self.metrics.ended(name, status.name, seconds, received, sent)
-            with suppress(OSError, ValueError):  # a log that cannot be written ends no call
-                logger.info(
-                    "call",
-                    **facts,
-                    status=status.name,
-                    milliseconds=round(1000 * seconds, 2),
-                    received=received,
-                    sent=sent,
-                    **({} if error is None else {"error": str(error)}),
-                )
+            # Those who are turned away before they are looked at leave no line: a flood fills no disk.
+            if "caller" in facts or not isinstance(error, UnavailableError):
+                with suppress(OSError, ValueError):  # a log that cannot be written ends no call
+                    logger.info(
+                        "call",
+                        **facts,
+                        status=status.name,
+                        milliseconds=round(1000 * seconds, 2),
+                        received=received,
+                        sent=sent,
+                        **({} if error is None else {"error": str(error)}),
+                    )
         if error is not None:
             trailing = ((CALL, facts["call"]), *trailing_metadata(error))
             await context.abort(status, _details(error), trailing)
@@ -216,14 +222,11 @@ class Calls(grpc.GenericRpcHandler):
     async def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
         metadata = dict(context.invocation_metadata() or ())
         names = context.auth_context().get("x509_common_name", ())
-        if AUTHORIZATION not in metadata:
-            return self.access.caller(metadata, list(names))
-        return await self.doorkeepers.run(self.access.caller, metadata, list(names))
-
-
-def _host(peer: str) -> str:
-    """The address of a peer without its port: ipv4:127.0.0.1:50100 -> ipv4:127.0.0.1."""
-    return peer.rpartition(":")[0]
+        token = metadata.get(AUTHORIZATION)
+        with self._refusals.counted(host_of(context.peer()), token):
+            if token is None:
+                return self.access.caller(metadata, list(names))
+            return await self.doorkeepers.run(self.access.caller, metadata, list(names))
 
 
 def _details(error: MaskvoteError) -> str:

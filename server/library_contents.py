@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC
 from functools import partial
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from common.errors import InputError
 from server.admission import check_entry
@@ -27,7 +28,9 @@ from server.library_schema import is_whole, tasks
 from server.removals import removed_entries, standing
 
 PAGE_ENTRIES = 100
-"""Entries that are read, or stored, at a time: a few megabytes."""
+"""Entries that are read, or stored, at a time."""
+PAGE_BYTES = 4 * 2**20
+"""Of their signatures, of which one that has a thousand classes takes as much by itself."""
 
 PAGE = (
     select(tasks)
@@ -58,12 +61,12 @@ def recorded(file: LibraryFile, header: Header) -> Iterator[tuple[Entry, Removal
     after = 0
     while True:
         with file.reading() as connection:
-            rows = connection.execute(PAGE, {"after": after}).all()
+            rows = _page(connection, after)
             removed = standing(connection, [row.id for row in rows])
         for row in rows:
             if is_whole(row):
                 yield entry_of(row, header), removed.get(row.id)
-        if len(rows) < PAGE_ENTRIES:
+        if not rows:
             return
         after = rows[-1].position
 
@@ -109,7 +112,7 @@ def take_in(file: LibraryFile, header: Header, entries: Iterable[Entry]) -> tupl
         for entry in entries:
             check_entry(entry, header.offer)
             page.append(entry)
-            if len(page) == PAGE_ENTRIES:
+            if _is_full([kept.signature.means.nbytes for kept in page]):
                 full, page = page, []
                 store(full)
     finally:
@@ -117,6 +120,25 @@ def take_in(file: LibraryFile, header: Header, entries: Iterable[Entry]) -> tupl
         if page:
             store(page)
     return added, present
+
+
+def _page(connection: Connection, after: int) -> list[Row[Any]]:
+    """The rows behind a position, up to a page of them; none at the end.
+
+    Their signatures are read even for whoever wants none of them: a row's sums are over all of it.
+    """
+    rows: list[Row[Any]] = []
+    with connection.execute(PAGE, {"after": after}) as found:
+        for row in found:
+            rows.append(row)
+            if _is_full([len(read.means) for read in rows]):
+                break
+    return rows
+
+
+def _is_full(signature_bytes: Sequence[int]) -> bool:
+    """Whether so many signatures of these sizes are a page."""
+    return len(signature_bytes) >= PAGE_ENTRIES or sum(signature_bytes) >= PAGE_BYTES
 
 
 def _store(

@@ -20,8 +20,8 @@ from server.operator_codec import (
 )
 
 BATCH_ENTRIES, BATCH_BYTES = 100, 2**20
-"""What a worker makes or takes in at once, some ten milliseconds: as much is held for each call that
-streams, and devices need not wait longer for a worker."""
+"""What a worker makes or takes in at once, a message more at most: as much is held for each call that
+streams, beside a page of the library, and devices need not wait longer for a worker than that takes."""
 
 
 class OperatorService:

@@ -38,6 +38,7 @@ PATH = click.Path(path_type=Path)
 @HEAL_IMAGES
 @HEAL_SECONDS
 @settings_option("--calls-per-minute", default=Limits.calls_per_minute, help="Of one token.")
+@settings_option("--bytes-per-minute", default=Limits.bytes_per_minute, help="That one token sends.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
 @click.option("--spool", type=PATH, help="Directory for networks that slow devices fetch; default: the "
@@ -56,6 +57,7 @@ def serve(
     heal_images: Path | None,
     heal_seconds: float,
     calls_per_minute: int,
+    bytes_per_minute: int,
     concurrent_calls: int,
     grace: float,
     spool: Path | None,
@@ -72,7 +74,11 @@ def serve(
         anonymous=anonymous,
         metrics_address=metrics_address,
         spool=spool,
-        limits=Limits(calls_per_minute=calls_per_minute, concurrent_calls=concurrent_calls),
+        limits=Limits(
+            calls_per_minute=calls_per_minute,
+            bytes_per_minute=bytes_per_minute,
+            concurrent_calls=concurrent_calls,
+        ),
         voting=voting,
         grace_seconds=grace,
         heal_images=heal_images,

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
-from common.errors import LibraryError
+from common.errors import InputError, LibraryError
 from common.files import Data
 from common.grpc_codec import Announced
 
@@ -66,11 +66,14 @@ class Spool:
     """Payloads by key; threads may share it. `directory` is for the files, by default the system's.
 
     Once those in memory are larger than `memory_bytes` together, the ones not asked for longest are
-    given up, or moved to files while somebody reads them; never the last one.
+    given up, or moved to files while somebody reads them; never the last one. Raises InputError where
+    no file can be written in the directory.
     """
 
     def __init__(self, directory: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
         self._directory = Path(tempfile.gettempdir() if directory is None else directory)
+        # Files are written under load only: too late to find out that they cannot be.
+        _check_writable(self._directory)
         self._memory_bytes = memory_bytes
         self._payloads: OrderedDict[str, Payload] = OrderedDict()
         self._making: WeakValueDictionary[str, _Making] = WeakValueDictionary()
@@ -110,8 +113,12 @@ class Spool:
     def _make_room(self, needed: int) -> None:
         with self._lock:
             leaving = self._leaving(needed)
-        for payload in leaving:  # not under the lock: readers that end must not wait for the disk
-            self._move_to_file(payload)
+        try:
+            for payload in leaving:  # not under the lock: readers that end must not wait for the disk
+                self._move_to_file(payload)
+        finally:
+            for payload in leaving:  # those behind one that could not be written stay in memory
+                payload.is_leaving = False
 
     def _leaving(self, needed: int) -> list[Payload]:
         """Give up what nobody reads, and tell what is to move to files, until there is room."""
@@ -134,13 +141,22 @@ class Spool:
                 f"the spool {self._directory}: a network of {payload.announced.size:,} bytes cannot be "
                 f"written ({error.strerror or error}); free some space, then ask again"
             ) from error
-        finally:
-            payload.is_leaving = False
 
     @property
     def memory_bytes(self) -> int:
         """The size of all payloads that are in memory."""
         return sum(payload.memory_bytes for payload in self._payloads.values())
+
+
+def _check_writable(directory: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise InputError(
+            f"the spool {directory}: no file can be written in it ({error.strerror or error}); give "
+            "--spool a directory that is there and may be written"
+        ) from error
 
 
 class Reading:

@@ -11,7 +11,7 @@ from common.exchange import Limits
 from server.library import Library
 from server.serving import ServeSettings, serving
 
-PLENTY = Limits(calls_per_minute=10**6, burst=10**6, concurrent_calls=1000)
+PLENTY = Limits(calls_per_minute=10**6, burst=10**6, concurrent_calls=1000, bytes_per_minute=4 * 10**9)
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from coordinated_tasks import (
 from common.backbone import weights_digest
 from common.budget import Budget
 from common.errors import AccessError, InputError
-from common.exchange import METHODS
+from common.exchange import METHODS, Assignment
 from common.mask import Mask
 from server.coordinator import Coordinator, VotingSettings
 from server.library import Library, seed_entry
+from server.similarity import ClassStatistics
 
 
 @pytest.fixture
@@ -185,6 +186,47 @@ def test_what_is_removed_before_a_coordinator_starts_does_not_vote_either(librar
     assert [neighbour.entry for neighbour in assignment.neighbours] == entries[-1:]
     library.remove(entries[-1], "boss", "a fish")
     assert coordinator.assign(ask(offer, 2, Budget(keep_ratio=0.3))).origin == "importance"
+
+
+def test_a_flood_that_was_removed_takes_no_memory_at_the_next_start_and_can_be_restored(
+    library, offer, weights
+):
+    class Counting(ClassStatistics):
+        """Class statistics that tell whose rows they hold."""
+
+        def add(self, entry, signature):
+            super().add(entry, signature)
+            held.append(entry)
+
+    held: list[str] = []
+    entries = [entry.entry for entry in library.entries()]
+    for entry in entries[2:]:
+        library.remove(entry, "boss", "a flood")
+    library.restore(entries[3], "boss", "a bird")
+    coordinator = Coordinator(library, weights, similarity=Counting.of(offer.probe))
+    assert held == [entries[0], entries[1], entries[3]]
+    assert set(coordinator.masks) == set(held)
+    library.restore(entries[5], "boss", "another bird")
+    assignment = coordinator.assign(ask(offer, 1, Budget(keep_ratio=0.3)))
+    assert {neighbour.entry for neighbour in assignment.neighbours} == {*entries[:2], *entries[3::2]}
+    assert len(coordinator) == 4
+
+
+def test_a_device_that_adapts_to_its_data_time_and_again_has_one_ballot(coordinator, library, offer):
+    """Its newest; once that is removed, the one before."""
+    task = ask(offer, 1, Budget(keep_ratio=0.3))
+    asked = iter(range(1, 100))
+
+    def again() -> Assignment:
+        return coordinator.assign(replace(task, request_id=request_id(next(asked))))
+
+    entries = [coordinator.record(answer_to(again())).entry for _ in range(12)]
+    seeded = {entry.entry for entry in library.entries()} - set(entries)
+    assert {neighbour.entry for neighbour in again().neighbours} == {entries[-1]} | seeded
+    library.remove(entries[-1], "boss", "a fish")
+    assert {neighbour.entry for neighbour in again().neighbours} == {entries[-2]} | seeded
+    library.restore(entries[-1], "boss", "a bird")
+    assert {neighbour.entry for neighbour in again().neighbours} == {entries[-1]} | seeded
 
 
 def test_what_a_removed_entry_voted_for_is_answered_as_before(coordinator, library, offer):

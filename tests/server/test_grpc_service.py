@@ -35,6 +35,7 @@ from common.grpc_codec import (
     ERROR_KIND,
     PART_BYTES,
     RETRY,
+    UNLIMITED,
     Resume,
     announced_probe,
     decode_announcement,
@@ -52,9 +53,11 @@ from common.proto_codec import (
     encode_task_description,
     with_subnetwork,
 )
-from server import grpc_calls, tokens
+from protos.devices_pb2 import GetOfferResponse
+from server import grpc_calls, serving, tokens
 from server.coordinator import Coordinator
 from server.library import Library
+from server.refusals import PER_MINUTE
 from server.serving import ServeSettings, Tls
 
 REQUEST_ID = "ab" * 16
@@ -214,6 +217,37 @@ def test_nobody_is_let_in_without_a_token_that_is_known_and_not_revoked(library,
         assert Device(channel, token).refused("GetOffer").code() is StatusCode.UNAUTHENTICATED
 
 
+def test_a_host_that_guesses_tokens_is_neither_looked_up_nor_logged_and_known_ones_are_served(
+    library, weights, monkeypatch
+):
+    looked_up = []
+    identify = serving.identify
+
+    def counted(library, token):
+        looked_up.append(token)
+        return identify(library, token)
+
+    monkeypatch.setattr(serving, "identify", counted)
+    right = tokens.add(library, "kitchen", "device")
+    guesses = [f"mv_{number:043d}" for number in range(PER_MINUTE + 40)]
+    with (
+        running_server(library, weights, with_tokens()) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        structlog.testing.capture_logs() as log,
+    ):
+        kitchen = Device(channel, right)
+        kitchen.call("GetOffer")
+        refused = [Device(channel, guess).refused("GetOffer") for guess in guesses]
+        last = refused[-1]
+        assert last.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert 0 < int(trailing(last)[RETRY]) <= 1000
+        assert kitchen.call("GetOffer")
+    unknown = [error.code() is StatusCode.UNAUTHENTICATED for error in refused]
+    assert PER_MINUTE <= sum(unknown) < PER_MINUTE + 20  # some more while they were refused
+    assert len(looked_up) == sum(unknown) + 2
+    assert sum(line["event"] == "call" for line in log) == sum(unknown) + 2
+
+
 def test_an_operators_token_is_not_for_devices(library, weights):
     token = tokens.add(library, "boss", "operator")
     with connected(library, weights, with_tokens(), token) as device:
@@ -298,6 +332,28 @@ def test_haste_is_told_when_to_come_again(library, weights):
         assert 0 < int(trailing(refused)[RETRY]) <= 1000
         time.sleep(int(trailing(refused)[RETRY]) / 1000)
         assert device.call("GetOffer")
+
+
+def test_who_sends_too_much_is_told_when_to_come_again_and_what_was_sent_is_answered(
+    library, weights, request_message
+):
+    limits = replace(PLENTY, bytes_per_minute=len(request_message) - 1)
+    with connected(library, weights, with_tokens(anonymous=True, limits=limits)) as device:
+        terms = decode_terms(device.call("GetOffer"))[1]
+        assert terms.limits == limits
+        assert device.call("Assign", request_message)
+        refused = device.refused("Assign", request_message)
+        assert refused.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert "bytes a minute" in refused.details()
+        assert 0 < int(trailing(refused)[RETRY]) <= 1000
+
+
+def test_a_server_of_before_the_limit_of_bytes_is_understood_to_have_none(device):
+    message = GetOfferResponse.FromString(device.call("GetOffer"))
+    message.limits.ClearField("bytes_per_minute")
+    assert decode_terms(message.SerializeToString())[1].limits == replace(
+        PLENTY, bytes_per_minute=UNLIMITED
+    )
 
 
 def test_a_message_that_does_not_come_is_not_waited_for(library, weights):

@@ -1,6 +1,7 @@
 """What an operator gets out of a library and puts into one: facts, entries, numbers."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -21,9 +22,11 @@ from random_tasks import random_mask, random_signature
 from common.errors import InputError, LibraryError, MismatchError
 from common.exchange import Neighbour, Receipt
 from common.mask import Mask
+from server import library_contents
 from server.entries import Entry, EntryFacts, Operations
 from server.library import Library, seed_entry
 from server.library_contents import PAGE_ENTRIES
+from server.removals import standing
 
 
 @pytest.fixture
@@ -98,6 +101,26 @@ def test_entries_are_the_same_however_many_pages_they_fill(source, library, coun
     assert [fact.position for fact in facts] == list(range(1, count + 1))
     assert [fact.entry for fact in facts if fact.removed is None] == [entry.entry for entry in exported]
     assert len(exported) == count - len(range(0, count, 50))
+
+
+@pytest.mark.parametrize("signatures", [0.5, 1, 2, 2.5])
+def test_a_page_of_large_signatures_holds_no_more_of_them_than_its_bytes(
+    source, library, monkeypatch, signatures
+):
+    """Where so many of the signatures fill a page, as those of a thousand classes do."""
+    known = source.entry(request_id(1))
+    pages: list[int] = []
+
+    def counted(connection, names):
+        pages.append(len(names))
+        return standing(connection, names)
+
+    monkeypatch.setattr(library_contents, "standing", counted)
+    monkeypatch.setattr(library_contents, "PAGE_BYTES", int(known.signature.means.nbytes * signatures))
+    assert library.take_in(many(known, 7)) == (7, 0)
+    assert [fact.position for fact in library.facts()] == [1, 2, 3, 4, 5, 6, 7]
+    assert sum(pages) == 7
+    assert max(pages) == math.ceil(signatures)
 
 
 def test_whoever_reads_slowly_holds_nobody_up(source, library):

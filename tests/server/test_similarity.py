@@ -277,8 +277,8 @@ def test_leep_finds_the_task_whose_classes_are_the_same():
     task = signature_of_examples(*own, 4, "0" * 64)
     similarity = LeepSimilarity(np.zeros(16), lambda task: own)
     index = TaskIndex(similarity)
-    for name, classes in known.items():
-        index.add(name, signature_of_examples(*examples(classes), 4, "0" * 64))
+    for position, (name, classes) in enumerate(known.items()):
+        index.add(name, signature_of_examples(*examples(classes), 4, "0" * 64), position)
     entries, values = similarity.to(task)
     assert list(entries) == ["same", "half", "none"]
     assert list(np.argsort(-values)) == [0, 1, 2]

@@ -107,8 +107,18 @@ def test_a_payload_that_cannot_be_made_is_an_error_for_him_who_asked_and_can_be_
         assert payload.read(0, 9) == b"now"
 
 
-def test_a_disk_that_takes_nothing_is_told_and_leaves_the_others_alone(tmp_path):
-    spool = Spool(tmp_path / "gone", memory_bytes=100)
+@pytest.fixture
+def spool_without_disk(tmp_path):
+    """A spool whose directory went away under it: no file can be written any more."""
+    directory = tmp_path / "gone"
+    directory.mkdir()
+    spool = Spool(directory, memory_bytes=100)
+    directory.rmdir()
+    return spool
+
+
+def test_a_disk_that_takes_nothing_is_told_and_leaves_the_others_alone(spool_without_disk):
+    spool = spool_without_disk
     with spool.open("o", lambda: b"o" * 60) as payload:
         with pytest.raises(LibraryError, match="a network of 60 bytes cannot be written") as refused:
             keep(spool, "n", 60)
@@ -116,3 +126,24 @@ def test_a_disk_that_takes_nothing_is_told_and_leaves_the_others_alone(tmp_path)
         assert payload.read(0, 100) == b"o" * 60
     keep(spool, "n", 60)
     assert is_there(spool, "n")
+
+
+def test_what_could_not_be_moved_counts_and_is_moved_once_the_disk_takes_it(spool_without_disk, tmp_path):
+    spool = spool_without_disk
+    readings = [spool.open(key, lambda: b"o" * 20) for key in "abcde"]
+    with pytest.raises(LibraryError):
+        keep(spool, "n", 80)
+    assert spool.memory_bytes == 100
+    (tmp_path / "gone").mkdir()
+    keep(spool, "n", 80)
+    assert spool.memory_bytes == 100
+    assert [reading.read(0, 100) for reading in readings] == [b"o" * 20] * 5
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_directory_where_no_file_can_be_written_is_refused_at_once(tmp_path, missing):
+    mistyped = tmp_path / "spol"
+    if not missing:
+        mistyped.write_text("a file")
+    with pytest.raises(InputError, match=r"spol: no file .*; give --spool a directory"):
+        Spool(mistyped)

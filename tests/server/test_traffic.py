@@ -70,6 +70,26 @@ def test_calls_at_one_time_are_limited_and_an_ended_one_makes_room(counted):
     assert counted.running == 0
 
 
+def test_a_caller_that_sent_too_much_waits_until_what_went_beyond_is_made_up_for(clock):
+    counted = Traffic(Limits(calls_per_minute=6000, burst=100, bytes_per_minute=6000), clock)
+    with counted.admitted("pi") as charge:
+        charge(6000)
+    with counted.admitted("pi") as charge:
+        charge(50)  # it is there: it is taken, and the next call pays for it
+    with pytest.raises(UnavailableError, match="more than 6,000 bytes a minute were sent") as refused:
+        call(counted)
+    assert refused.value.retry_seconds == pytest.approx(0.5)
+    call(counted, "another")
+    clock.now += 0.5
+    call(counted)
+    clock.now += 3600
+    with counted.admitted("pi") as charge:
+        charge(6100)  # no more than a minute's bytes are ever saved up
+    with pytest.raises(UnavailableError) as refused:
+        call(counted)
+    assert refused.value.retry_seconds == pytest.approx(1.0)
+
+
 def test_a_call_that_fails_ends_too(counted):
     with pytest.raises(InputError), counted.admitted("pi"):
         raise InputError("no")
