@@ -66,6 +66,9 @@ RECOVERY = {
 """What to do about a file that cannot be used. All but the request can be had again at no cost."""
 NAMES = {*RECOVERY, LOCK}
 
+UNTOLD = {"seed", "iterations", "learning_rate"}
+"""Settings that the server is told nothing of: they may change until there is a contribution."""
+
 UNFINISHED = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}")
 """A file that `write_whole` was killed over."""
 
@@ -129,11 +132,15 @@ class State:
         return self._any_of(REQUEST, ASSIGNMENT, CONTRIBUTION, RECEIPT)
 
     def remember(self, **settings: Setting) -> None:
-        """Remember what is asked for. InputError if something else is requested already, naming both."""
+        """Remember what is asked for. InputError if something else is requested already, naming both.
+
+        What the server is told nothing of stays only once the network is adapted.
+        """
         known = self._json(SETTINGS, lambda text: dict(text)) or {}
-        begun = self.begun
+        begun, adapted = self.begun, self._any_of(CONTRIBUTION, RECEIPT)
         for name, value in settings.items():
-            if begun and name in known and known[name] != value:
+            stays = adapted if name in UNTOLD else begun
+            if stays and name in known and known[name] != value:
                 raise InputError(
                     f"{self.directory} was begun with {name.replace('_', ' ')} {_shown(known[name])}, now"
                     f" it is {_shown(value)}; give what it was begun with, or another --state"

@@ -123,3 +123,40 @@ def test_a_request_that_is_lost_and_needed_is_told_of(adapt, undamaged, tmp_path
         (state / name).unlink()
     status, _, message = adapt(state)
     assert (status, f"{state / 'request'} is missing; begin again with another" in message) == (2, True)
+
+
+# -- tuning that diverges --------------------------------------------------------------------------
+
+
+def test_tuning_that_diverges_is_tried_again_in_the_same_state(client, library, weights, images):
+    """With a smaller learning rate, and all else that the server was told nothing of, by one request."""
+    with running_server(library, weights) as port:
+        words = ["adapt", "--data", images, "--server", f"127.0.0.1:{port}", "--state", "state",
+                 "--keep-ratio", 0.3, "--patience", 0, "--json"]  # fmt: skip
+        status, _, message = client(*words, "--learning-rate", 1e12)
+        assert status == 2
+        assert re.search(
+            r"loss is nan in iteration \d+ of 50, at a learning rate of 1e\+12; give", message
+        )
+        request = Path("state/request").read_bytes()
+        gentle = [*words, "--learning-rate", 0.01, "--iterations", 3, "--seed", 1]
+        status, told, _ = client(*gentle)
+        assert status == 0
+        assert json.loads(told)["accuracy"].keys() == {"0", "3"}
+        assert Path("state/request").read_bytes() == request
+        status, _, message = client(*gentle, "--learning-rate", 0.02)
+    assert (status, "begun with learning rate 0.01, now it is 0.02" in message) == (2, True)
+    assert len(library.entries()) == 1
+    assert library.statistics().unanswered == 0
+
+
+def test_within_seconds_tuning_that_diverges_gives_what_was_fitted(client, library, weights, images):
+    with running_server(library, weights) as port:
+        status, told, remark = client(
+            "adapt", "--data", images, "--server", f"127.0.0.1:{port}", "--state", "state",
+            "--keep-ratio", 0.3, "--patience", 0, "--json", "--learning-rate", 1e12, "--max-seconds", 60,
+        )  # fmt: skip
+    assert (status, "the fitted network was kept, as tuning diverged" in remark) == (0, True), remark
+    accuracies = json.loads(told)["accuracy"].values()
+    assert len({*accuracies}) == 1
+    assert library.statistics().voting == 1

@@ -174,6 +174,19 @@ def test_a_contribution_without_what_belongs_to_it_is_told(directory, name):
         _ = state.adaptation
 
 
+def test_how_it_is_tuned_may_change_until_there_is_a_contribution(directory):
+    """The server is told none of it. Where it gave a receipt, the contribution has been there."""
+    with State(directory) as state:
+        state.remember(seed=0, iterations=20, learning_rate=1e12)
+        for name in ("contribution", "receipt"):
+            with pytest.raises(InputError, match=r"learning rate 1000000000000.0, now it is 0\.01"):
+                state.remember(learning_rate=0.01)
+            (directory / name).unlink()
+        state.remember(seed=1, iterations=21, learning_rate=0.01)
+        with pytest.raises(InputError, match="data mine, now it is yours"):
+            state.remember(data="yours")
+
+
 def test_what_is_begun_stays_so_whichever_of_its_files_is_lost(directory):
     with State(directory) as state:
         for name in ("request", "assignment", "contribution"):
