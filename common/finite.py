@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -15,4 +17,4 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.itemsize == 1:
         tensor = tensor.float()  # aminmax is not there for eight bits
     least, most = tensor.detach().aminmax()
-    return bool(least.isfinite() and most.isfinite())  # NaN is both where there is one
+    return math.isfinite(least.item()) and math.isfinite(most.item())  # NaN is both where there is one
