@@ -96,17 +96,17 @@ def _through_server(
     if network_file is not None:
         write_whole(network_file, read_whole(state.network))
     kept = network_file or state.network
-    description = state.description
-    assert description is not None
-    classes = description.signature.classes
+    classes = state.classes
+    assert classes is not None
+    # The request may be lost by now; what it asked for is what is asked now.
     facts = {
         **facts_of(
             adaptation,
             asked.method,
-            classes,
+            len(classes),
             state.bytes_up,
             state.bytes_down,
-            description.budget,
+            asked.budget,
             asked.table,
         ),
         "entry": receipt.entry,

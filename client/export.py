@@ -95,7 +95,7 @@ def load_network(path: Path) -> SavedNetwork:
     """
     data = read_whole(path)
     try:
-        return _decoded(data)
+        return decode_network(data)
     except InputError as error:
         raise WeightsError(
             f"{path} cannot be used as a network ({error}); give what "
@@ -103,7 +103,8 @@ def load_network(path: Path) -> SavedNetwork:
         ) from error
 
 
-def _decoded(data: Data) -> SavedNetwork:
+def decode_network(data: Data) -> SavedNetwork:
+    """The network in the bytes of such a file; errors as of `load_network`, which names the file."""
     tensors, header = read_tensors(data)
     lacking = [word for word in ("backbone", "classes") if word not in header]
     if lacking:

@@ -28,9 +28,9 @@ from typing import Any, Self, TypeVar
 from client.adapt import Adaptation, Step
 from client.download import NAME as PARTIAL
 from client.download import partial_files
-from client.export import save_network
+from client.export import decode_network, save_network
 from common.envelope import LENGTHS, MAGIC, seal, unseal
-from common.errors import InputError, MaskvoteError
+from common.errors import InputError, MaskvoteError, MismatchError
 from common.exchange import Assignment, Offer, Receipt, TaskDescription
 from common.files import Data, read_whole, write_whole
 from common.proto_codec import (
@@ -51,7 +51,23 @@ from common.structure import Structure
 OFFER, REQUEST, ASSIGNMENT = "offer", "request", "assignment"
 CONTRIBUTION, RECEIPT = "contribution", "receipt"
 SETTINGS, MEASURED, NETWORK, LOCK = "settings.json", "measured.json", "network.safetensors", "lock"
-NAMES = {OFFER, REQUEST, ASSIGNMENT, CONTRIBUTION, RECEIPT, SETTINGS, MEASURED, NETWORK, LOCK}
+BEGIN_AGAIN = "begin again with another --state; with --epsilon that spends once more"
+ADAPT_AGAIN = f"remove it and {CONTRIBUTION}, and the network is adapted once more"
+RECOVERY = {
+    SETTINGS: "remove it, and give what it was begun with, which is known nowhere else",
+    OFFER: "remove it, and it is fetched once more",
+    REQUEST: BEGIN_AGAIN,
+    ASSIGNMENT: "remove it, and the server is asked for it once more, by the same request",
+    NETWORK: ADAPT_AGAIN,
+    MEASURED: ADAPT_AGAIN,
+    CONTRIBUTION: "remove it, and the network is adapted once more",
+    RECEIPT: "remove it, and the contribution is given once more",
+}
+"""What to do about a file that cannot be used. All but the request can be had again at no cost."""
+NAMES = {*RECOVERY, LOCK}
+
+UNTOLD = {"seed", "iterations", "learning_rate"}
+"""Settings that the server is told nothing of: they may change until there is a contribution."""
 
 UNFINISHED = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}")
 """A file that `write_whole` was killed over."""
@@ -110,12 +126,21 @@ class State:
         """Let other processes at the directory."""
         os.close(self._lock)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the server may have been asked, so that what it is asked for stays."""
+        return self._any_of(REQUEST, ASSIGNMENT, CONTRIBUTION, RECEIPT)
+
     def remember(self, **settings: Setting) -> None:
-        """Remember what is asked for. InputError if something else is requested already, naming both."""
+        """Remember what is asked for. InputError if something else is requested already, naming both.
+
+        What the server is told nothing of stays only once the network is adapted.
+        """
         known = self._json(SETTINGS, lambda text: dict(text)) or {}
-        begun = (self.directory / REQUEST).exists()
+        begun, adapted = self.begun, self._any_of(CONTRIBUTION, RECEIPT)
         for name, value in settings.items():
-            if begun and name in known and known[name] != value:
+            stays = adapted if name in UNTOLD else begun
+            if stays and name in known and known[name] != value:
                 raise InputError(
                     f"{self.directory} was begun with {name.replace('_', ' ')} {_shown(known[name])}, now"
                     f" it is {_shown(value)}; give what it was begun with, or another --state"
@@ -125,8 +150,9 @@ class State:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The class names of the task, as far as they are known here."""
-        return self._json(SETTINGS, lambda text: tuple(text["classes"]) if "classes" in text else None)
+        """The class names of the task, as far as they are known; the adapted network has them too."""
+        known = self._json(SETTINGS, lambda text: tuple(text["classes"]) if "classes" in text else None)
+        return known or self._used(NETWORK, lambda path: decode_network(read_whole(path)).classes)
 
     @property
     def offer(self) -> Offer | None:
@@ -137,27 +163,30 @@ class State:
 
     @property
     def description(self) -> TaskDescription | None:
-        """What the server is asked, under the one request id that it is asked with."""
-        return self._message(REQUEST, lambda message, _: decode_task_description(message))
+        """What the server is asked, under the one request id that it is asked with.
+
+        InputError where it is lost: to describe the task once more would be another request.
+        """
+        if self.begun and not self._any_of(REQUEST):
+            raise InputError(f"{self.directory / REQUEST} is missing; {BEGIN_AGAIN}")
+        return self._request
 
     @property
     def assignment(self) -> Assignment | None:
         """What the server assigned, as it came: adapting it changes nothing here."""
-        return self._message(
-            ASSIGNMENT,
-            lambda message, network: decode_assignment(message, network, self._structure),
-        )
+        return self._message_of_structure(ASSIGNMENT, decode_assignment)
 
     @property
     def adaptation(self) -> Adaptation | None:
         """What adapting the assignment came to, without the network, which lies in `network`."""
-        contribution = self._message(
-            CONTRIBUTION, lambda message, _: decode_contribution(message, self._structure)
+        contribution = self._message_of_structure(
+            CONTRIBUTION, lambda message, _, structure: decode_contribution(message, structure)
         )
         if contribution is None:
             return None
         measured = self._json(MEASURED, _measured)
-        if measured is None or not self.network.exists():
+        network = self._used(NETWORK, lambda path: decode_network(read_whole(path)))
+        if measured is None or network is None:
             missing = MEASURED if measured is None else NETWORK
             raise InputError(
                 f"{self.directory / missing} is missing; remove {CONTRIBUTION} too, and the network is "
@@ -177,25 +206,22 @@ class State:
 
     @property
     def bytes_up(self) -> dict[str, int]:
-        """Bytes of the messages that the device sends."""
-        return {
-            "request": self._content_bytes(REQUEST),
-            "mask and accuracies": self._content_bytes(CONTRIBUTION),
-        }
+        """Bytes of the messages that the device sends, of those that are there."""
+        return self._content_bytes({"request": REQUEST, "mask and accuracies": CONTRIBUTION})
 
     @property
     def bytes_down(self) -> dict[str, int]:
-        """Bytes of the messages that the server sends, with the probe and the network."""
-        return {
-            "offer and probe": self._content_bytes(OFFER),
-            "network": self._content_bytes(ASSIGNMENT),
-            "receipt": self._content_bytes(RECEIPT),
-        }
+        """Bytes of the messages that the server sends, probe and network too, of those that are there."""
+        return self._content_bytes({"offer and probe": OFFER, "network": ASSIGNMENT, "receipt": RECEIPT})
 
     def keep(self, step: Step) -> Step:
-        """Write what a step came to; what was downloaded for it is not needed any more."""
+        """Write what a step came to; what was downloaded for it is not needed any more.
+
+        MismatchError for an offer that the request kept here does not answer.
+        """
         match step:
             case Offer():
+                self._check_offer(step)
                 self._seal(OFFER, *encode_offer(step))
             case TaskDescription():
                 self._seal(REQUEST, encode_task_description(step))
@@ -209,13 +235,21 @@ class State:
             path.unlink()
         return step
 
+    def _check_offer(self, offer: Offer) -> None:
+        """A lost offer is fetched once more, and its server may have another one by now."""
+        request = self._request
+        if request is not None and request.signature.probe != offer.probe.digest:
+            raise MismatchError(
+                f"the server offers probe {offer.probe.digest}, {self.directory / REQUEST} was made with "
+                f"{request.signature.probe}; go on with the server it began with, or {BEGIN_AGAIN}"
+            )
+
     def _keep_adaptation(self, adaptation: Adaptation) -> None:
         assert adaptation.adapted is not None
         assert self.offer is not None
-        classes = self._json(SETTINGS, lambda text: tuple(text["classes"])) or ()
         adapted = adaptation.adapted
         mask = adapted.pruned.mask.digest
-        save_network(self.network, adapted.network, self.offer.backbone, classes, mask)
+        save_network(self.network, adapted.network, self.offer.backbone, self.classes or (), mask)
         self.network.chmod(0o600)
         self._write_json(
             MEASURED,
@@ -228,10 +262,11 @@ class State:
         self._seal(CONTRIBUTION, encode_contribution(adaptation.contribution))
 
     @property
-    def _structure(self) -> Structure:
-        if (offer := self.offer) is None:
-            raise InputError(f"there is no {OFFER} beside it")
-        return offer.structure
+    def _request(self) -> TaskDescription | None:
+        return self._message(REQUEST, lambda message, _: decode_task_description(message))
+
+    def _any_of(self, *names: str) -> bool:
+        return any((self.directory / name).exists() for name in names)
 
     def _seal(self, name: str, message: bytes, payload: Data = b"") -> None:
         seal(self.directory / name, message, payload)
@@ -239,6 +274,19 @@ class State:
 
     def _message(self, name: str, decode: Callable[[bytes, Data], Decoded]) -> Decoded | None:
         return self._used(name, lambda path: decode(*unseal(path)))
+
+    def _message_of_structure(
+        self, name: str, decode: Callable[[bytes, Data, Structure], Decoded]
+    ) -> Decoded | None:
+        """A message that only the offer's structure makes sense of; errors of the offer are its own."""
+        if not self._any_of(name):
+            return None
+        if (offer := self.offer) is None:
+            raise InputError(
+                f"{self.directory / OFFER} is missing, and {name} cannot be read without it; fetch the "
+                "offer from the server once more"
+            )
+        return self._message(name, lambda message, data: decode(message, data, offer.structure))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_whole(self.directory / name, json.dumps(content, indent=2).encode())
@@ -254,13 +302,12 @@ class State:
         try:
             return read(path)
         except (MaskvoteError, *MALFORMED) as error:
-            raise InputError(
-                f"{path} cannot be used ({error}); remove it, and its step is done once more"
-            ) from error
+            raise InputError(f"{path} cannot be used ({error}); {RECOVERY[name]}") from error
 
-    def _content_bytes(self, name: str) -> int:
-        path = self.directory / name
-        return path.stat().st_size - len(MAGIC) - LENGTHS.size if path.exists() else 0
+    def _content_bytes(self, names: Mapping[str, str]) -> dict[str, int]:
+        paths = {what: self.directory / name for what, name in names.items()}
+        envelope = len(MAGIC) + LENGTHS.size
+        return {what: p.stat().st_size - envelope for what, p in paths.items() if p.exists()}
 
 
 def _is_ours(name: str) -> bool:

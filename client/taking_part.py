@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,16 +111,22 @@ def offer_of(server: Server) -> Offer:
 def adapt_through(
     server: Server, asked: Asked, settings: FineTuneSettings, seed: int, state: State
 ) -> tuple[Adaptation, Receipt]:
-    """All steps that are not done yet. Once all are, nobody is asked."""
+    """All steps that are not done yet. Once all are, nobody is asked.
+
+    What is missing is needed only by the steps that are left: without a request, the assignment that
+    was given for it is adapted all the same.
+    """
     state.remember(
         **_settings(asked),
         seed=seed,
         iterations=settings.iterations,
         learning_rate=settings.learning_rate,
     )
-    adaptation, receipt = state.adaptation, state.receipt
-    if adaptation is not None and receipt is not None:
-        return adaptation, receipt
+    # Without the offer nothing else can be read: then the server is asked for it before.
+    if state.offer is not None:
+        adaptation, receipt = state.adaptation, state.receipt
+        if adaptation is not None and receipt is not None:
+            return adaptation, receipt
     with _reached(server, state) as (coordinator, bars):
         adapted = adapt(
             coordinator,
@@ -134,12 +140,20 @@ def adapt_through(
             steps=state,
             progress=bars.tuned,
         )
-        if (description := state.description) and (warning := warning_of(description, asked.privacy)):
+        if (warning := _warning(asked, state)) is not None:
             bars.tell(warning)
         in_this_process = adapted[0].adapted
         for remark in in_this_process.remarks if in_this_process is not None else ():
             bars.tell(remark)
         return adapted
+
+
+def _warning(asked: Asked, state: State) -> str | None:
+    """Whether noise drowned what was asked; a request that is lost by now takes nothing from the rest."""
+    description = None
+    with suppress(InputError):
+        description = state.description
+    return None if description is None else warning_of(description, asked.privacy)
 
 
 def new_request_id() -> str:
@@ -168,7 +182,7 @@ def _task(asked: Asked, offer: Offer, state: State, bars: Bars, max_memory: floa
     # Names that no file can hold are told before anything is computed, not when it is written.
     SavedNetwork(offer.probe.network, offer.backbone, task.classes)
     state.remember(classes=list(task.classes))
-    if state.description is not None:
+    if state.begun:
         return task
     check_feasible(offer.structure, asked.budget, len(task.classes))
     return bars.describing(task)
@@ -176,7 +190,7 @@ def _task(asked: Asked, offer: Offer, state: State, bars: Bars, max_memory: floa
 
 def _check_classes(task: Task, state: State) -> None:
     """Raise InputError where classes have come or gone since the server was told of the task."""
-    if state.description is None or (described := state.classes) is None:
+    if not state.begun or (described := state.classes) is None:
         return
     gone = [name for name in described if name not in task.classes]
     new = [name for name in task.classes if name not in described]

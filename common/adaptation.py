@@ -13,7 +13,7 @@ from torch import nn
 
 from common.backbone import Backbone
 from common.device_limits import DeviceLimits
-from common.fine_tune import FineTuneSettings
+from common.fine_tune import Diverged, FineTuneSettings
 from common.fitting import Fitted, accuracy, fit, start_from_means
 from common.importance import rank
 from common.mask import Mask
@@ -84,9 +84,9 @@ def adapt_network(
     likewise; evaluation images have no other part in this.
 
     Within `settings.max_seconds` fewer iterations are done, none where there is no time for one, and the
-    network is kept untuned where tuning made it worse; fitting, judging and ranking by one batch are
-    done in any time. Within `settings.max_memory` fewer images are in memory at once, or an InputError
-    tells how much is needed.
+    network is kept untuned, and ranked so, where tuning made it worse or diverged; fitting, judging and
+    ranking by one batch are done in any time. Within `settings.max_memory` fewer images are in memory at
+    once, or an InputError tells how much is needed. Without limits of time, Diverged is raised.
     """
     clock = _Clock()
     with clock.of("fit"):
@@ -114,22 +114,9 @@ def adapt_network(
                 fitted_to_task(copied, torch.Generator().manual_seed(done))
                 accuracies[done] = accuracy(copied, task.evaluation, limits.batch)
 
-    prunes = pruning is not None and target is not None and tuple(target) != mask.counts
-    with clock.of("tune"):
-        least = 1 + pruning.rounds if pruning is not None else 1
-        tunes = limits.begin_tuning(network, fitted, clock.seconds, least)
-        if tunes or settings.iterations == 0:
-            start_from_means(network, backbone, task.train, fitted)
-        del fitted
-        give_back()
-        if not tunes:
-            pruned = _ranked(
-                network, backbone, mask, task, limits, generator, target if pruning else None
-            )
-        elif prunes:
-            assert pruning is not None
-            assert target is not None
-            pruned = prune_iteratively(
+    def tuned() -> Pruned:
+        if pruning is not None and target is not None and tuple(target) != mask.counts:
+            return prune_iteratively(
                 network,
                 backbone,
                 mask,
@@ -141,24 +128,47 @@ def adapt_network(
                 deadline=limits.tuning_deadline,
                 after_iteration=after_iteration,
             )
-        else:
-            _, scores = tune_and_rank(
-                network,
-                backbone,
-                mask,
-                task.train,
-                settings,
-                generator,
-                deadline=limits.tuning_deadline,
-                after_iteration=lambda number: after_iteration(number, network),
+        _, scores = tune_and_rank(
+            network,
+            backbone,
+            mask,
+            task.train,
+            settings,
+            generator,
+            deadline=limits.tuning_deadline,
+            after_iteration=lambda number: after_iteration(number, network),
+        )
+        return Pruned(network, mask, scores)
+
+    with clock.of("tune"):
+        least = 1 + pruning.rounds if pruning is not None else 1
+        tunes = limits.begin_tuning(network, fitted, clock.seconds, least)
+        if tunes or settings.iterations == 0:
+            start_from_means(network, backbone, task.train, fitted)
+        del fitted
+        give_back()
+        if tunes:
+            try:
+                pruned = tuned()
+            except Diverged as diverged:
+                limits.give_up_tuning(network, diverged)
+                tunes = False
+        if not tunes:
+            pruned = _ranked(
+                network, backbone, mask, task, limits, generator, target if pruning else None
             )
-            pruned = Pruned(network, mask, scores)
         give_back()
     if not tunes and settings.iterations and pruned.network is network:
-        return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))  # there is no time left
+        accuracies[done] = accuracies[0]  # it is as it was fitted
+        return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))
     with clock.of("fit"):
-        kept = limits.end_tuning(pruned.network, fitted_to_task(pruned.network, generator), done)
+        fitted = fitted_to_task(pruned.network, generator)
+        kept = not tunes or limits.end_tuning(pruned.network, fitted, done)
+        del fitted
         give_back()
+    if not kept:
+        with clock.of("tune"):
+            pruned = _ranked(pruned.network, backbone, pruned.mask, task, limits, generator, None)
     with clock.of("evaluate"):
         accuracies[done] = (
             accuracy(pruned.network, task.evaluation, limits.batch) if kept else accuracies[0]

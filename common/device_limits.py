@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.backbone import Backbone
 from common.deadline import Deadline
-from common.fine_tune import FineTuneSettings
+from common.fine_tune import Diverged, FineTuneSettings
 from common.fitting import BATCH, Fitted, classified, on_device_of
 from common.gradients import add_gradients
 from common.images import LabelledImages
@@ -165,6 +165,17 @@ class DeviceLimits:
             "so the fitted one was kept; allow more seconds, or a smaller learning rate"
         )
         return False
+
+    def give_up_tuning(self, network: nn.Module, diverged: Diverged) -> None:
+        """Put the untuned tensors back into the network that tuning began with, and tell why.
+
+        Without a deadline none were kept aside: then what is given is raised.
+        """
+        untuned, self._untuned = self._untuned, None
+        if untuned is None:
+            raise diverged
+        network.load_state_dict(untuned)
+        self.remarks.append(f"the fitted network was kept, as {diverged}")
 
 
 def forward_at_once(

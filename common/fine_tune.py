@@ -14,6 +14,7 @@ from torch import nn
 from common.backbone import Backbone
 from common.deadline import Deadline
 from common.errors import InputError
+from common.finite import is_finite
 from common.gradients import PRECISIONS, Precision, add_gradients, parts_of
 from common.images import LabelledImages, batches
 
@@ -71,6 +72,10 @@ class FineTuneSettings:
                 raise InputError(f"{name} is {value}; it must be above 0, or left out for no limit")
 
 
+class Diverged(InputError):
+    """Tuning whose loss or weights are not finite any more."""
+
+
 AfterBackward = Callable[[int], None]
 """Called with the iteration's number (from 0), when gradients are there and no step is taken yet."""
 
@@ -98,6 +103,8 @@ def fine_tune(
     Batch norm normalises by the batch and follows it while tuning. `after_iteration` is called with
     the number of iterations done, and may evaluate: the training mode is restored. By the deadline, one
     iteration is done at least; another one only while as much time is left as the longest took.
+
+    Diverged as soon as a loss is not finite, or where the weights are not in the end.
     """
     tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(
@@ -124,9 +131,10 @@ def fine_tune(
         indices = next(stream)
         with _tuning(network, len(parts_of(indices, settings.micro_batch)[-1])):
             optimiser.zero_grad(set_to_none=True)
-            losses.append(
-                add_gradients(network, images, indices, settings.micro_batch, settings.precision)
-            )
+            loss = add_gradients(network, images, indices, settings.micro_batch, settings.precision)
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss is {loss}", iteration, settings)
+        losses.append(loss)
         if after_backward is not None:
             after_backward(iteration)
         nn.utils.clip_grad_norm_(tuned, settings.clip_norm)
@@ -137,8 +145,18 @@ def fine_tune(
             after_iteration(iteration + 1)
     network.eval()
     optimiser.zero_grad(set_to_none=True)
+    # The last step's gradients and weights have no loss after them to show in.
+    if losses and not all(map(is_finite, tuned)):
+        raise _diverged("weights are not finite", len(losses) - 1, settings)
     last = losses[-max(1, len(losses) // 10) :]
     return Tuning(len(losses), sum(last) / len(last) if last else float("nan"))
+
+
+def _diverged(what: str, iteration: int, settings: FineTuneSettings) -> Diverged:
+    return Diverged(
+        f"tuning diverged: {what} in iteration {iteration + 1} of {settings.iterations}, at a learning "
+        f"rate of {settings.learning_rate:g}; give a smaller one"
+    )
 
 
 def _hasten(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.backbone import Backbone, Weights
 from common.errors import InputError, MismatchError, WeightsError
 from common.files import Data
+from common.finite import is_finite
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.selection import Selection
@@ -112,10 +113,10 @@ class SubNetwork:
     def from_bytes(cls, data: Data, structure: Structure) -> SubNetwork:
         """The sub-network in a safetensors file; its tensors are the data's own bytes.
 
-        Only data that cannot be written to, as `bytes`, are copied, once. Raises WeightsError on a
-        damaged file or a tensor that is not cut as the mask says (what the mask does not cut is held
-        against the backbone by `network`), MismatchError on a file of another structure, and
-        InputError on a mask or a backbone that is none.
+        Only data that cannot be written to, as `bytes`, are copied, once; all are read once. Raises
+        WeightsError on a damaged file, on a tensor that is not cut as the mask says (what the mask does
+        not cut is held against the backbone by `network`) or that holds NaN or infinity, MismatchError on
+        a file of another structure, and InputError on a mask or a backbone that is none.
         """
         weights, header = read_tensors(data)
         if header.get("maskvote") != FORMAT:
@@ -136,6 +137,7 @@ class SubNetwork:
         except (KeyError, ValueError) as error:
             raise WeightsError(f"the sub-network is damaged: {error!r}; ask again") from error
         _check_cut(weights, mask)
+        _check_finite(weights)
         return cls(backbone, mask, weights, header.get("healed") == HEALED)
 
 
@@ -162,4 +164,15 @@ def _check_cut(weights: Weights, mask: Mask) -> None:
     if problems:
         raise WeightsError(
             f"the tensors are not cut as the mask says: {'; '.join(problems[:3])}; ask again"
+        )
+
+
+def _check_finite(weights: Weights) -> None:
+    """Raise WeightsError for tensors that no network computes anything with."""
+    strange = [name for name, tensor in weights.items() if not is_finite(tensor)]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise WeightsError(
+            f"NaN or infinity is in {', '.join(strange[:3])}{more} of the sub-network, whose values are "
+            "to be finite; the server would send the same again, so tell its operator"
         )

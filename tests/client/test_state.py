@@ -10,16 +10,17 @@ from devices import SMALL
 
 from client.adapt import Adaptation, adapt_assignment
 from client.export import load_network
-from client.state import State
-from common.errors import InputError
+from client.state import RECOVERY, State
+from common.errors import InputError, MismatchError
 from common.exchange import Receipt
 from common.fine_tune import FineTuneSettings
+from common.probe import Probe
 from common.subnetwork import SubNetwork
 from server.coordinator import Coordinator
 
 SETTINGS = FineTuneSettings(iterations=1, batch_size=8, fit_images=24)
 STEPS = ("offer", "description", "assignment", "adaptation", "receipt")
-FILES = ("offer", "request", "assignment", "contribution", "receipt", "settings.json", "measured.json")
+FILES = (*RECOVERY,)
 
 
 @pytest.fixture
@@ -161,7 +162,8 @@ def test_a_damaged_file_is_named_and_the_others_stay(directory, name, content):
 
     with pytest.raises(InputError, match=f"{path} cannot be used") as refused:
         read_all()
-    assert "remove it, and its step is done once more" in str(refused.value)
+    assert str(refused.value).endswith(f"; {RECOVERY[name]}")
+    assert str(refused.value).count("cannot be used") == 1
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
 
 
@@ -170,6 +172,55 @@ def test_a_contribution_without_what_belongs_to_it_is_told(directory, name):
     (directory / name).unlink()
     with State(directory) as state, pytest.raises(InputError, match=f"{name} is missing; remove contrib"):
         _ = state.adaptation
+
+
+def test_how_it_is_tuned_may_change_until_there_is_a_contribution(directory):
+    """The server is told none of it. Where it gave a receipt, the contribution has been there."""
+    with State(directory) as state:
+        state.remember(seed=0, iterations=20, learning_rate=1e12)
+        for name in ("contribution", "receipt"):
+            with pytest.raises(InputError, match=r"learning rate 1000000000000.0, now it is 0\.01"):
+                state.remember(learning_rate=0.01)
+            (directory / name).unlink()
+        state.remember(seed=1, iterations=21, learning_rate=0.01)
+        with pytest.raises(InputError, match="data mine, now it is yours"):
+            state.remember(data="yours")
+
+
+def test_what_is_begun_stays_so_whichever_of_its_files_is_lost(directory):
+    with State(directory) as state:
+        for name in ("request", "assignment", "contribution"):
+            (directory / name).unlink()
+            with pytest.raises(InputError, match="data mine, now it is yours"):
+                state.remember(data="yours")
+            with pytest.raises(InputError, match="request is missing; begin again with another --state"):
+                _ = state.description
+        (directory / "receipt").unlink()
+        state.remember(data="yours")
+        assert state.description is None
+
+
+def test_another_servers_offer_is_not_taken_for_one_that_was_lost(directory, done, offer):
+    (directory / "offer").unlink()
+    probe = Probe(offer.probe.subnetwork, offer.probe.center + 1)
+    with State(directory) as state:
+        with pytest.raises(
+            MismatchError, match=f"probe {probe.digest}, .* made with {offer.probe.digest}"
+        ):
+            state.keep(replace(offer, probe=probe))
+        assert state.offer is None
+        with pytest.raises(InputError, match="offer is missing, and contribution cannot be read without"):
+            _ = state.adaptation
+        state.keep(offer)
+        assert state.adaptation == replace(done["adaptation"], adapted=None)
+
+
+def test_bytes_of_what_is_lost_are_not_told(directory):
+    for name in ("request", "assignment"):
+        (directory / name).unlink()
+    with State(directory) as state:
+        assert list(state.bytes_up) == ["mask and accuracies"]
+        assert list(state.bytes_down) == ["offer and probe", "receipt"]
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):

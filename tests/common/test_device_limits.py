@@ -10,8 +10,10 @@ from toys import Example, example, random_mask, task_of
 
 from common.adaptation import Adapted, adapt_network
 from common.deadline import Deadline
-from common.fine_tune import FineTuneSettings, fine_tune, only_tuned
+from common.fine_tune import Diverged, FineTuneSettings, fine_tune, only_tuned
 from common.images import PixelImages
+from common.importance import rank
+from common.mask import Mask
 from common.pruning import PruningSettings
 from common.subnetwork import SubNetwork
 from common.task_data import Task
@@ -93,15 +95,43 @@ def test_time_enough_changes_nothing_but_the_schedules_rounding(ours, task):
     assert torch.allclose(weights_of(adapted.network), weights_of(free.network), rtol=1e-2, atol=1e-2)
 
 
-def test_a_network_that_tuning_wrecks_is_given_back_untuned(ours, task):
-    """A learning rate that no network survives."""
-    wild = replace(SETTINGS, iterations=5, learning_rate=1e12, clip_norm=1e12, max_seconds=600)
+@pytest.mark.parametrize(("learning_rate", "what"), [(1e3, "worse"), (1e12, "diverged")])
+def test_a_network_that_tuning_wrecks_is_given_back_untuned_and_ranked_so(
+    ours, task, learning_rate, what
+):
+    """Learning rates that no network survives."""
+    wild = replace(SETTINGS, iterations=5, learning_rate=learning_rate, max_seconds=600, batch_size=1000)
     kept = adapt(ours, task, wild)
-    assert re.search(r"tuning made the network worse .* so the fitted one was kept", kept.remarks[-1])
+    (remark,) = kept.remarks
+    if what == "worse":
+        assert re.search(r"tuning made the network worse .* so the fitted one was kept", remark)
+        assert kept.iterations == 5
+    else:
+        assert remark.startswith("the fitted network was kept, as tuning diverged: the loss is ")
+        assert f" in iteration {kept.iterations + 1} of 5, at a learning rate of 1e+12" in remark
     assert kept.after == kept.before > 0.6
-    assert kept.iterations == 5
     assert torch.isfinite(weights_of(kept.network)).all()
-    assert adapt(ours, task, replace(wild, max_seconds=None)).after < kept.after
+    # Every batch is all images, so that no lot is in their ranks.
+    expected = rank(kept.network, kept.pruned.mask, task.train, 1000, torch.Generator(), 1)
+    for name, scores in kept.pruned.scores.items():
+        assert scores == pytest.approx(expected[name], rel=1e-3)
+
+
+def test_a_network_that_diverges_is_pruned_all_the_same_by_what_it_was(ours, task):
+    mask = random_mask(ours.structure, 0.5)
+    target = tuple(max(1, count // 2) for count in mask.counts)
+    wild = replace(SETTINGS, iterations=5, learning_rate=1e12, max_seconds=600)
+    adapted = adapt(ours, task, wild, target=target, pruning=PruningSettings(rounds=2))
+    (remark,) = adapted.remarks
+    assert "as tuning diverged" in remark
+    assert adapted.pruned.mask.counts == target
+    assert adapted.after > 0.6
+    Mask.keep_top(ours.structure, adapted.pruned.scores, target)
+
+
+def test_with_all_the_time_there_is_a_network_that_diverges_is_an_error(ours, task):
+    with pytest.raises(Diverged, match=r"of 5, at a learning rate of 1e\+12; give a smaller"):
+        adapt(ours, task, replace(SETTINGS, iterations=5, learning_rate=1e12))
 
 
 def test_which_one_is_kept_is_not_for_evaluation_images_to_decide(ours, task):

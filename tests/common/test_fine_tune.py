@@ -5,7 +5,7 @@ import torch
 from toys import Example, example, images_of, task_of
 
 from common.errors import InputError
-from common.fine_tune import FineTuneSettings, batches, fine_tune
+from common.fine_tune import Diverged, FineTuneSettings, batches, fine_tune
 from common.images import PixelImages
 from common.mask import Mask
 from common.subnetwork import SubNetwork
@@ -117,6 +117,39 @@ def test_the_hooks_are_called_once_an_iteration_with_its_number(ours):
     )
     assert backward == [0, 1, 2]
     assert done == [1, 2, 3]
+
+
+@pytest.mark.parametrize("learning_rate", [1e12, 1e30])
+def test_a_loss_that_is_not_finite_ends_tuning_at_once(ours, learning_rate):
+    done: list[int] = []
+    seen: list[int] = []
+    settings = FineTuneSettings(iterations=8, learning_rate=learning_rate)
+    with pytest.raises(Diverged) as told:
+        fine_tune(
+            network_of(ours),
+            task_of(ours.backbone).train,
+            settings,
+            generator(),
+            after_backward=seen.append,
+            after_iteration=done.append,
+        )
+    assert str(told.value) == (
+        f"tuning diverged: the loss is nan in iteration {len(done) + 1} of 8, at a learning rate of "
+        f"{learning_rate:g}; give a smaller one"
+    )
+    assert len(done) == len(seen) < 7  # whoever ranks by gradients sees none of these
+
+
+def test_a_last_step_that_overflows_is_told_though_no_loss_follows(ours):
+    network = network_of(ours)
+
+    def overflow(iteration: int) -> None:
+        if iteration == 1:
+            network.fc.weight.grad[0, 0] = math.inf
+
+    settings = FineTuneSettings(iterations=2, batch_size=8)
+    with pytest.raises(Diverged, match="weights are not finite in iteration 2 of 2"):
+        fine_tune(network, task_of(ours.backbone).train, settings, generator(), after_backward=overflow)
 
 
 def test_no_iterations_change_nothing_and_have_no_loss(ours):

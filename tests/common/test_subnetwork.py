@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -341,6 +342,23 @@ def test_a_tensor_that_is_not_cut_as_its_mask_says_is_refused_by_name_and_shapes
     found = re.escape(str(tuple(weights[name].shape)))
     with pytest.raises(WeightsError, match=rf"{name} is {found}.*{kept[0]} in dimension 0"):
         SubNetwork.from_bytes(forged, ours.structure)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["layer1.0.conv2.weight", "bn1.running_var"])
+def test_a_value_that_is_not_finite_is_refused_by_the_name_of_its_tensor(ours, subnetwork, name, value):
+    """A single one, in a weight or in a statistic; the largest number that there is may travel."""
+
+    def received(last: float) -> SubNetwork:
+        tensor = subnetwork.weights[name].clone()
+        tensor.view(-1)[-1] = last
+        sent = SubNetwork(ours.backbone, subnetwork.mask, {**subnetwork.weights, name: tensor})
+        return SubNetwork.from_bytes(sent.to_bytes(), ours.structure)
+
+    largest = torch.finfo(torch.float32).max
+    assert received(largest).weights[name].view(-1)[-1] == largest
+    with pytest.raises(WeightsError, match=f"NaN or infinity is in {name} of the sub-network.* tell its"):
+        received(value)
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
