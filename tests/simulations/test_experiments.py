@@ -103,8 +103,10 @@ def test_a_directory_that_is_no_run_or_another_run_is_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         RunDirectory(tmp_path)
     other = RunSettings(**{**vars(run.settings), "images": 7})
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="other settings: images 6, not 7; leave out --backbone"):
         RunDirectory.begin(run.path, other)
+    with pytest.raises(InputError, match="already holds its ways against test_resnet"):
+        RunDirectory.begin(run.path, replace(run.settings, small_model="resnet18"))
     with pytest.raises(InputError, match="already holds its ways against test_resnet"):
         run.hold_against("resnet18", "")
 
