@@ -314,6 +314,7 @@ def test_the_command_goes_on_with_a_run(run):
     records = json.loads(result.stdout)
     assert {record["way"]["entries"] for record in records} == {0}
     assert len(records) == 2
+    assert f"left out: SMSP, MVP one-shot: 5 library tasks are needed, {run.path} has 3" in result.stderr
     for names in ("L1", "SMSP,L1"):
         none = CliRunner().invoke(cli, [*words, "--only", names])
         assert isinstance(none.exception, InputError)
