@@ -189,9 +189,10 @@ class RunDirectory:
 
     @cached_property
     def weights(self) -> Weights:
-        """Its weights."""
+        """Its weights, on the run's device: what is cut out of them is tuned and healed there."""
         checkpoint = self.settings.checkpoint
-        return backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
+        found = backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
+        return {name: tensor.to(self.settings.device) for name, tensor in found.items()}
 
     @cached_property
     def small(self) -> tuple[Backbone, Weights]:
@@ -362,7 +363,7 @@ class RunDirectory:
         public = self.public_images(watch)
         healed = heal(
             self.backbone,
-            {name: tensor.to(settings.device) for name, tensor in self.weights.items()},
+            self.weights,
             masks,
             public,
             self.healing_of(iterations),
