@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 
 from common.backbone import classes_of
 from common.command_line import settings_option, show, show_json
 from common.errors import InputError
-from server.model_options import model_options
+from server.model_options import DEVICE, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
 from simulations.run_directory import SMALL, RunDirectory, RunSettings
@@ -49,7 +48,7 @@ BEGINS = {setting.name for setting in fields(RunSettings)} - SMALL | {"large"}
 @click.option("--small-checkpoint", default="", help="Its safetensors file, or timm's own.")
 @click.option("--large", is_flag=True, help="200 library tasks, 20 new tasks for each of 5 seeds, "
               "but for what is given.")  # fmt: skip
-@click.option("--device", help="cpu or cuda; default: cuda where there is one.")
+@DEVICE
 @click.option("--only", default="", help="Ways to measure, as figures name them: 'SMSP healed,L1'.")
 @settings_option("--workers", default=2, help="Cells at a time, a processor each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
@@ -72,7 +71,7 @@ def experiment(
     small_model: str | None,
     small_checkpoint: str,
     large: bool,
-    device: str | None,
+    device: str,
     only: str,
     workers: int,
     as_json: bool,
@@ -112,7 +111,7 @@ def experiment(
             tasks_a_seed=tasks_a_seed,
             seeds=seeds,
             images=images,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device,
         )
         larger = {name: count for name, count in LARGE.items() if large and name not in given}
         run = RunDirectory.begin(path, replace(settings, **larger))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from common.errors import InputError, TaskDataError
@@ -72,6 +73,15 @@ def test_a_checkpoint_of_a_small_network_that_is_not_named_is_refused(path):
     assert "small.safetensors is of a small network, and none is given; give --small" in str(
         result.exception
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
+def test_a_run_on_a_device_that_is_not_there_does_not_begin(tmp_path):
+    words = "--backbone test_resnet --data nowhere --num-classes 5 --device cuda"
+    result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
+    assert isinstance(result.exception, InputError)
+    assert "there is no cuda device" in str(result.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_given_beside_large_counts(tmp_path):
