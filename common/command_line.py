@@ -105,7 +105,8 @@ def run(group: click.Group) -> None:
 
     Exit status: 0 done, 2 what was given is wrong, 3 two things do not belong together, 4 the
     server's library is at fault, 5 not let in, 6 the server cannot be reached or has too much to do,
-    130 stopped by Ctrl-C, 1 a bug (with its traceback), or images that `predict` could not read.
+    130 stopped by Ctrl-C, 1 a bug (with its traceback), or what failed while the rest was done:
+    images that `predict` could not read, devices of a fleet, cells of an experiment.
     """
     try:
         status = group.main(standalone_mode=False) or 0

@@ -21,7 +21,8 @@ from common.selection import Selection
 def rebuild(
     backbone: Backbone, weights: Weights, num_classes: int | None = None, mask: Mask | None = None
 ) -> nn.Module:
-    """A timm network of the shapes of `weights`, which it holds without a copy; evaluation mode.
+    """A timm network of the shapes of `weights`, which it holds without a copy, on their device;
+    evaluation mode.
 
     Where `weights` have no classifier it starts at zero, with `num_classes` outputs, for the features
     that `mask` leaves (default: all). Raises WeightsError if tensors are missing, unknown, or of another
@@ -54,7 +55,8 @@ def rebuild(
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     _fill_computed_buffers(network)
-    return network.eval()
+    # What is computed, not saved, is on the CPU until now.
+    return network.to(like.device).eval()
 
 
 def _check_cut(weights: Weights, whole: Weights, selection: Selection) -> None:

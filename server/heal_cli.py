@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import torch
 
 from common.backbone import backbone_weights
 from common.command_line import progress, settings_option, show, show_json
-from common.errors import InputError
 from server.admission import check_weights
 from server.coordinator import VotingSettings
 from server.healing.drawn_votes import KeepRatios
@@ -19,7 +17,7 @@ from server.healing.heal import HealingSettings, Watch
 from server.healing.heal_library import VOTING, Healing, heal_library, store_of
 from server.healing.public_images import MOST_IMAGES, public_images
 from server.library import Library
-from server.model_options import CHECKPOINT
+from server.model_options import CHECKPOINT, DEVICE
 from server.operate_cli import JSON
 from server.serving_options import voting_options
 
@@ -50,7 +48,7 @@ from server.serving_options import voting_options
     default=MOST_IMAGES,
     help="Use at most so many, drawn by lot.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one.")
+@DEVICE
 @settings_option("--seed", default=0)
 @JSON
 def heal(
@@ -62,7 +60,7 @@ def heal(
     iterations: int,
     seconds: float | None,
     most_images: int,
-    device: str | None,
+    device: str,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -76,14 +74,13 @@ def heal(
     """
     ratios = KeepRatios(*keep_ratio)
     settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
-    place = _device(device)
     with Library.open(library) as opened:
         store = store_of(opened)
         store.check()
         backbone = opened.offer.backbone
         weights = backbone_weights(backbone, checkpoint)
         check_weights(weights, opened.weights_digest)
-        weights = {name: tensor.to(place) for name, tensor in weights.items()}
+        weights = {name: tensor.to(device) for name, tensor in weights.items()}
         with _bars() as bar:
             public = public_images(
                 images, backbone, weights, store, most=most_images, seed=seed, watch=bar("Features")
@@ -93,13 +90,6 @@ def heal(
                 voting=voting, seed=seed, watch=bar("Healing"),
             )  # fmt: skip
     _tell(library, store.directory, healing, as_json)
-
-
-def _device(name: str | None) -> str:
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise InputError("there is no cuda device that this torch can use; give --device cpu")
-    return name or ("cuda" if there else "cpu")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What commands share that take a timm model: its options, weights, and the progress of its proof."""
+"""What commands share that take a timm model: its options, weights, device, and its proof's progress."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from common.command_line import progress
+from common.errors import InputError
 
 
 def model_options(command: Callable) -> Callable:
@@ -36,6 +37,24 @@ CHECKPOINT = click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
     help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
+)
+
+
+def _there(_context: click.Context, _option: click.Parameter, name: str | None) -> str:
+    """The device to compute on; InputError where it is not there."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise InputError("there is no cuda device that this torch can use; give --device cpu")
+    return name or ("cuda" if there else "cpu")
+
+
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    callback=_there,
+    help="Default: cuda where there is one.",
 )
 
 

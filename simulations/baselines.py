@@ -104,7 +104,7 @@ def _torch_pruning_scores(contest: Contest, importance: str) -> Scores:
             logits = network(on_device_of(network, images.batch(part)))
             functional.cross_entropy(logits, images.labels[part].to(logits.device)).backward()
     graph = torch_pruning.DependencyGraph()
-    graph.build_dependency(network, contest.task.train.batch(torch.arange(2)))
+    graph.build_dependency(network, on_device_of(network, contest.task.train.batch(torch.arange(2))))
     modules = dict(network.named_modules())
     scores = {}
     for group in contest.structure.groups:

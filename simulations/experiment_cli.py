@@ -5,25 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from click.core import ParameterSource
 
 from common.backbone import classes_of
 from common.command_line import settings_option, show, show_json
 from common.errors import InputError
-from server.model_options import model_options
+from server.model_options import DEVICE, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
-from simulations.run_directory import RunDirectory, RunSettings
-from simulations.running import cells_of, measure, prepare
+from simulations.run_directory import SMALL, RunDirectory, RunSettings
+from simulations.running import cells_of, left_out, measure, prepare
 from simulations.stages import stages
 
 LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
-"""What --large asks for: days on two cores, an hour on a GPU."""
+"""What --large asks for, where nothing else is given: days on two cores."""
+BEGINS = {setting.name for setting in fields(RunSettings)} - SMALL | {"large"}
+"""Parameters of the command that say how a run begins, and nothing to one that goes on."""
 
 
 @click.command()
@@ -44,12 +46,15 @@ LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
 @click.option("--small", "small_model", help="A small network off the shelf to hold the others against: "
               "a timm model name; a run that began without one takes it, too.")  # fmt: skip
 @click.option("--small-checkpoint", default="", help="Its safetensors file, or timm's own.")
-@click.option("--large", is_flag=True, help="200 library tasks, 20 new tasks for each of 5 seeds.")
-@click.option("--device", help="cpu or cuda; default: cuda where there is one.")
+@click.option("--large", is_flag=True, help="200 library tasks, 20 new tasks for each of 5 seeds, "
+              "but for what is given.")  # fmt: skip
+@DEVICE
 @click.option("--only", default="", help="Ways to measure, as figures name them: 'SMSP healed,L1'.")
 @settings_option("--workers", default=2, help="Cells at a time, a processor each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
+@click.pass_context
 def experiment(
+    context: click.Context,
     names: tuple[str, ...],
     path: Path,
     model: str | None,
@@ -66,7 +71,7 @@ def experiment(
     small_model: str | None,
     small_checkpoint: str,
     large: bool,
-    device: str | None,
+    device: str,
     only: str,
     workers: int,
     as_json: bool,
@@ -74,7 +79,8 @@ def experiment(
     """Measure what the experiments called NAME need, or all of them; without a NAME, tell what there is.
 
     The first command for a run begins it, with --backbone and --data. The next need --run alone, and
-    measure what is missing; cells that failed are tried again. maskvote-sim report makes the figures.
+    measure what is missing; cells that failed are tried again. Ways that the run cannot go are told, and
+    left out. maskvote-sim report makes the figures.
 
     Example: maskvote-sim experiment criteria --run runs/resnet18 --backbone resnet18 --checkpoint
     resnet18.safetensors --image-size 64 --data photographs --public photographs-of-the-backbone
@@ -83,6 +89,12 @@ def experiment(
         show("Experiments", ["name", "cells a task", "question"],
              [[e.name, len(e.ways), e.question] for e in EXPERIMENTS.values()])  # fmt: skip
         return
+    if small_checkpoint and small_model is None:
+        raise InputError(
+            f"--small-checkpoint {small_checkpoint} is of a small network, and none is given; give "
+            "--small, too, or leave it out"
+        )
+    given = _given(context)
     chosen = _only(_chosen(names), [line.strip() for line in only.split(",")]) if only else _chosen(names)
     if model is not None:
         if data is None:
@@ -99,14 +111,22 @@ def experiment(
             tasks_a_seed=tasks_a_seed,
             seeds=seeds,
             images=images,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device,
         )
-        run = RunDirectory.begin(path, replace(settings, **LARGE) if large else settings)
+        larger = {name: count for name, count in LARGE.items() if large and name not in given}
+        run = RunDirectory.begin(path, replace(settings, **larger))
     else:
         run = RunDirectory(path)
+        if given:
+            raise InputError(
+                f"{', '.join(given.values())}: that is how a run begins, and {path} has begun; leave it "
+                f"out to go on with {path}, or begin another run with --backbone and --data"
+            )
     if small_model is not None:
         run.hold_against(small_model, small_checkpoint)
     run.note_command(f"maskvote-sim {shlex.join(sys.argv[1:])}")
+    for why, ways in left_out(run, chosen).items():
+        click.echo(f"left out: {', '.join(ways)}: {why}", err=True)
     with stages(as_json) as watch:
         prepare(run, chosen, workers, watch)
         failed = measure(run, chosen, workers, watch)
@@ -121,6 +141,17 @@ def experiment(
         click.echo(f"{record.task}, {record.way.to_json()} failed: {record.error}", err=True)
     if failed:
         raise SystemExit(1)
+
+
+def _given(context: click.Context) -> dict[str, str]:
+    """The parameters in `BEGINS` that this command was given, and the words that gave them."""
+    given = {}
+    for option in context.command.params:
+        name, value = option.name or "", context.params.get(option.name or "")
+        if name in BEGINS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            told = "" if isinstance(value, bool | Mapping) else f" {value}"
+            given[name] = option.opts[0] + told
+    return given
 
 
 def _chosen(names: tuple[str, ...]) -> list[Experiment]:

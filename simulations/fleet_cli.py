@@ -255,6 +255,7 @@ def _new_directory(out: Path, kind: str) -> Path:
 
 
 def _finish(record: Mapping[str, Any], directory: Path, as_json: bool) -> None:
+    """Write and show what the fleet came to. Exit status 1 where a device failed, as of `experiment`."""
     write_whole(directory / "record.json", json.dumps(record, indent=1).encode())
     curves(record, directory / "curves.png")
     if as_json:
@@ -265,3 +266,5 @@ def _finish(record: Mapping[str, Any], directory: Path, as_json: bool) -> None:
     failed = [device for device in record["devices"] if device["error"] is not None]
     for device in failed:
         click.echo(f"{device['name']} failed: {device['error']}", err=True)
+    if failed:
+        raise SystemExit(1)

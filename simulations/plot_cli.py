@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def show_record(record: Mapping[str, Any]) -> None:
                 f"{device['held_parameters']:,}",
                 f"{device['bytes_down'] / 1000:,.1f}",
                 f"{device['bytes_up'] / 1000:,.1f}",
-                *(f"{device['accuracies'][way][k]:.1%}" for k in points),
+                *(_mean([device], way, k) for k in points),
                 f"{device['seconds']['fit'] + device['seconds']['tune']:.1f}",
             ]
             for device in devices
@@ -63,15 +63,16 @@ def show_record(record: Mapping[str, Any]) -> None:
         "at K: accuracy on images kept apart, after K iterations. seconds: fitting and tuning.\n"
         f"The backbone has {record['units']:,} units and {record['backbone_parameters']:,} parameters.",
     )  # fmt: skip
-    ways = list(devices[0]["accuracies"])
-
-    def mean(name: str, k: str) -> float:
-        return float(np.mean([device["accuracies"][name][k] for device in devices]))
-
     show(
         f"Mean accuracy of the {len(devices)} devices, and what they would have got instead",
         ["way", *(f"at {k}" for k in points)],
-        [[name, *(f"{mean(name, k):.1%}" for k in points)] for name in ways],
+        [[name, *(_mean(devices, name, k) for k in points)] for name in devices[0]["accuracies"]],
         caption="All at the same size, iterations and images. random, L1: units drawn by lot, or by the\n"
         "size of their weights. scratch: the L1 mask's network from random weights.",
     )
+
+
+def _mean(devices: Sequence[Mapping[str, Any]], way: str, point: str) -> str:
+    """Mean accuracy of these devices at a point; "" where the way has none: a linear probe has one."""
+    found = [device["accuracies"].get(way, {}).get(point) for device in devices]
+    return "" if None in found else f"{np.mean(found):.1%}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from safetensors.torch import save
 
 from common.backbone import Backbone, backbone_weights, classes_of
@@ -20,7 +19,7 @@ from common.fitting import accuracy
 from common.rebuild import rebuild
 from common.task_data import Task
 from server.healing.heal import PublicImages
-from server.model_options import model_options
+from server.model_options import DEVICE, model_options
 from simulations.pools import open_pool
 from simulations.pretraining import PretrainingSettings, pretrain
 from simulations.stages import Watch, stages
@@ -43,7 +42,7 @@ from simulations.tasks import Watch as CountWatch
 @settings_option("--flips/--no-flips", default=True, help="Mirror half of the images.")
 @settings_option("--shift", default=4, help="Pixels, at most, by which images are moved.")
 @settings_option("--seed", default=0)
-@click.option("--device", help="cpu or cuda; default: cuda where there is one.")
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print a record instead of a sentence.")
 def pretrain_command(
     model: str,
@@ -54,7 +53,7 @@ def pretrain_command(
     out: Path,
     teacher: str | None,
     teacher_checkpoint: Path | None,
-    device: str | None,
+    device: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -67,7 +66,6 @@ def pretrain_command(
     --out mobilenet.safetensors --teacher resnet18 --teacher-checkpoint resnet18.safetensors
     """
     recipe = PretrainingSettings(clip_norm=1.0, **settings)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with stages(as_json) as watch:
         build = partial(Backbone.from_timm, model, image_size=image_size, arguments=arguments)
         task = _all_classes(data, build(), partial(watch, "reading images"))

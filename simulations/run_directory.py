@@ -92,6 +92,10 @@ class RunSettings:
     """Its safetensors file; "" is what timm publishes."""
 
 
+SMALL = frozenset({"small_model", "small_checkpoint"})
+"""Settings that a run may still be given after it began."""
+
+
 class RunDirectory:
     """A run's files, read when they are first needed."""
 
@@ -119,16 +123,26 @@ class RunDirectory:
 
     @classmethod
     def begin(cls, path: Path, settings: RunSettings) -> RunDirectory:
-        """The directory of a new run. InputError where there is another one."""
+        """The directory of a new run, or of one that these settings began before.
+
+        A small network that the run has taken since then makes it no other run. InputError where it is
+        another one, or holds its ways against another small network.
+        """
         path = Path(path)
         file = path / "run.json"
         if file.exists():
             found = cls(path)
-            if found.settings != settings:
+            own, asked = asdict(found.settings), asdict(settings)
+            other = [name for name in own.keys() - SMALL if own[name] != asked[name]]
+            if other:
                 raise InputError(
-                    f"{path} is a run of other settings; leave out --backbone and --data to go on with "
-                    "it, or choose another directory"
+                    f"{path} is a run of other settings: "
+                    + ", ".join(f"{name} {own[name]!r}, not {asked[name]!r}" for name in sorted(other))
+                    + "; leave out --backbone and what else began it to go on with it, or choose another "
+                    "directory"
                 )
+            if settings.small_model:
+                found.hold_against(settings.small_model, settings.small_checkpoint)
             return found
         path.mkdir(parents=True, exist_ok=True)
         record = {
@@ -177,9 +191,10 @@ class RunDirectory:
 
     @cached_property
     def weights(self) -> Weights:
-        """Its weights."""
+        """Its weights, on the run's device: what is cut out of them is tuned and healed there."""
         checkpoint = self.settings.checkpoint
-        return backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
+        found = backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
+        return {name: tensor.to(self.settings.device) for name, tensor in found.items()}
 
     @cached_property
     def small(self) -> tuple[Backbone, Weights]:
@@ -356,7 +371,7 @@ class RunDirectory:
         public = self.public_images(watch)
         healed = heal(
             self.backbone,
-            {name: tensor.to(settings.device) for name, tensor in self.weights.items()},
+            self.weights,
             masks,
             public,
             self.healing_of(iterations),

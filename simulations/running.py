@@ -20,7 +20,7 @@ from simulations.way import Way
 def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
     """All cells of an experiment, a way after the other: a run that is stopped has whole ways.
 
-    Ways that the run cannot go are left out: see `ways_of`.
+    Ways that the run cannot go are left out: see `left_out`.
     """
     tasks = run.new_choices(experiment.tasks)
     return [Cell(seed, choice, way) for way in ways_of(run, experiment) for seed, choice in tasks]
@@ -28,14 +28,32 @@ def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
 
 def ways_of(run: RunDirectory, experiment: Experiment) -> list[Way]:
     """The ways that the run can go: with so many library tasks, a small network, images to heal on."""
+    return [way for way in experiment.ways if not _obstacle(run, way)]
+
+
+def left_out(run: RunDirectory, experiments: Sequence[Experiment]) -> dict[str, list[str]]:
+    """Why the run cannot go all ways of these, and what to do about it -> the names of those ways."""
+    found: dict[str, dict[str, None]] = {}
+    for experiment in experiments:
+        for way in experiment.ways:
+            if why := _obstacle(run, way):
+                found.setdefault(why, {})[experiment.line(way)] = None
+    return {why: list(names) for why, names in found.items()}
+
+
+def _obstacle(run: RunDirectory, way: Way) -> str:
+    """Why the run cannot go a way; "" where it can."""
     settings = run.settings
-    return [
-        way
-        for way in experiment.ways
-        if (way.entries or 0) <= settings.library_tasks
-        and (way.mask != "small network" or settings.small_model)
-        and (way.healing == "none" or settings.public)
-    ]
+    if (way.entries or 0) > settings.library_tasks:
+        return (
+            f"{way.entries} library tasks are needed, {run.path} has {settings.library_tasks}; begin "
+            f"another run with --library-tasks {way.entries}"
+        )
+    if way.mask == "small network" and not settings.small_model:
+        return f"{run.path} has no small network; give it one with --small"
+    if way.healing != "none" and not settings.public:
+        return f"{run.path} has no public images to heal on; begin another run with --public"
+    return ""
 
 
 def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch) -> None:

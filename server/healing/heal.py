@@ -106,7 +106,7 @@ class PublicImages:
         cls, backbone: Backbone, weights: Weights, images: LabelledImages, watch: Watch | None = None
     ) -> PublicImages:
         """Images with what the backbone of these weights makes of them."""
-        network = rebuild(backbone, {k: v.clone() for k, v in weights.items()}).to(_place(weights))
+        network = rebuild(backbone, {k: v.clone() for k, v in weights.items()})
         parts = []
         for indices in torch.arange(len(images)).split(256):
             limit = torch.finfo(torch.float16).max
@@ -185,10 +185,6 @@ def heal(
     return {name: tensor.detach() for name, tensor in healed.items()}
 
 
-def _place(weights: Weights) -> torch.device:
-    return next(iter(weights.values())).device
-
-
 def _eased(share: float) -> float:
     """From 0 to 1, slowly at both ends."""
     return (1 - math.cos(math.pi * share)) / 2
@@ -232,8 +228,7 @@ class _Learners:
         if network is None:
             tensors = {name: tensor.detach().clone() for name, tensor in left.items()}
             network = _Features(rebuild(self._backbone, tensors, num_classes=1, mask=mask)).train()
-            # Buffers that are computed, not saved, are on the CPU until now.
-            network = network.to(_place(left)).to(memory_format=torch.channels_last)
+            network = network.to(memory_format=torch.channels_last)
             self._networks[mask.counts] = network
         parameters = {f"network.{name}": tensor for name, tensor in left.items()}
         return functional_call(network, parameters, (on_device_of(network, images),))

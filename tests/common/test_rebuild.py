@@ -15,6 +15,7 @@ from torch import nn
 from common.backbone import features
 from common.importance import magnitude
 from common.mask import Mask
+from common.rebuild import rebuild
 from common.subnetwork import SubNetwork, masked
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,13 @@ def cut_to_a_third(tmp_path_factory) -> Path:
         kept = slice(None) if read is None else np.append(mask.kept, True)[read]
         np.save(place / f"{model}.npy", given[:, kept])
     return place
+
+
+def test_a_network_is_where_its_weights_are_with_all_that_it_computes_by_itself():
+    """Swin's indices of positions are in no file."""
+    backbone = small("swin_tiny_patch4_window7_224")
+    network = rebuild(backbone, backbone.skeleton().state_dict())
+    assert {buffer.device.type for buffer in network.buffers()} == {"meta"}
 
 
 def test_every_family_is_loaded_where_the_server_never_was_and_computes_what_masking_does(cut_to_a_third):

@@ -1,6 +1,7 @@
 """Experiments: from one command to records, on a small run of glyphs; what fails stops nothing."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from glyph_tasks import glyph_backbone, random_weights
 from PIL import Image
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from common.backbone import Backbone
 from common.budget import Budget
@@ -24,6 +26,7 @@ from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings
 from server.healing.heal_library import store_of
 from server.library import Library
+from simulations.baselines import MASKS
 from simulations.cells import WAYS, Cells
 from simulations.cli import cli
 from simulations.contest import Contest
@@ -105,8 +108,10 @@ def test_a_directory_that_is_no_run_or_another_run_is_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         RunDirectory(tmp_path)
     other = RunSettings(**{**vars(run.settings), "images": 7})
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="other settings: images 6, not 7; leave out --backbone"):
         RunDirectory.begin(run.path, other)
+    with pytest.raises(InputError, match="already holds its ways against test_resnet"):
+        RunDirectory.begin(run.path, replace(run.settings, small_model="resnet18"))
     with pytest.raises(InputError, match="already holds its ways against test_resnet"):
         run.hold_against("resnet18", "")
 
@@ -344,6 +349,7 @@ def test_the_command_goes_on_with_a_run(run):
     records = json.loads(result.stdout)
     assert {record["way"]["entries"] for record in records} == {0}
     assert len(records) == 2
+    assert f"left out: SMSP, MVP one-shot: 5 library tasks are needed, {run.path} has 3" in result.stderr
     for names in ("L1", "SMSP,L1"):
         none = CliRunner().invoke(cli, [*words, "--only", names])
         assert isinstance(none.exception, InputError)
@@ -357,6 +363,42 @@ def contest(run) -> Contest:
     return Contest(
         run.backbone, run.weights, run.structure, task, counts, FineTuneSettings(), seed=1, evaluate_at=()
     )
+
+
+class Placed(TorchFunctionMode):
+    """Keeps the shapes of the tensors that are put somewhere, and where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[tuple[tuple[int, ...], str]] = Counter()
+
+    def __torch_function__(self, function, types, given=(), options=None):
+        if function is torch.Tensor.to:
+            self.asked[tuple(given[0].shape), str(given[1])] += 1
+        return function(*given, **(options or {}))
+
+
+@pytest.mark.parametrize("done", ["seeded", "grown", "healed for one mask"])
+def test_what_a_run_tunes_and_heals_is_put_on_its_device_whole(run, done):
+    """No other device than the CPU is sure to be there, but the CPU has another name."""
+    placed = RunDirectory(run.path)
+    placed.settings = replace(run.settings, device="cpu:0")
+    with Placed() as record:
+        if done == "seeded":
+            placed.seed(placed.library_choices[0])
+        elif done == "grown":
+            placed.grow("echoed", lambda done, total: None)
+        else:
+            way = Way("L1", iterations=0, keep_ratio=0.3, healing="mask", healing_iterations=1)
+            seed, choice = run.new_choices(["new"])[0]
+            assert Cells(placed).measure(Cell(seed, choice, way)).error is None
+    assert Counter((tuple(v.shape), "cpu:0") for v in run.weights.values()) <= record.asked
+
+
+def test_torch_pruning_follows_the_network_with_images_where_it_is(contest):
+    with Placed() as record:
+        MASKS["Torch-Pruning magnitude"](contest)
+    assert record.asked[(2, *contest.backbone.input_size), "cpu"] == 1
 
 
 @pytest.mark.parametrize("name", VOTES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from glyph_tasks import glyph_backbone, random_weights
 from PIL import Image
 from safetensors.torch import save_file
@@ -20,8 +21,10 @@ from common.fine_tune import FineTuneSettings
 from common.task_data import load_folder
 from server.budget import allot
 from simulations.baselines import ALTERNATIVES, alternative
+from simulations.cli import cli
 from simulations.contest import Contest
 from simulations.devices import lay_out
+from simulations.fleet_cli import _finish
 from simulations.glyphs import render
 from simulations.plots import curves
 from simulations.tasks import ClassPool, TaskChoice, draw_tasks
@@ -115,6 +118,48 @@ def test_curves_are_drawn_from_the_record_alone(tmp_path):
     curves({"title": "test", "devices": devices}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
+
+
+def record_of_two(*errors: str | None) -> dict:
+    """The record of a device for each of these errors, None where it did not fail."""
+    device = {
+        "neighbours": [],
+        "counts": [1],
+        "held_parameters": 2,
+        "bytes_down": 3,
+        "bytes_up": 4,
+        "seconds": {"fit": 0.5, "tune": 0.5},
+        "accuracies": {"SMSP vote": {"0": 0.4, "10": 0.6}, "linear probe": {"0": 0.3}},
+    }
+    return {
+        "title": "test",
+        "run": {"keep_ratio": 0.1},
+        "units": 5,
+        "backbone_parameters": 6,
+        "devices": [
+            {"name": f"device{number}", "error": error}
+            | (device if error is None else {"accuracies": {}})
+            for number, error in enumerate(errors)
+        ],
+    }
+
+
+def test_a_way_without_a_point_that_others_have_leaves_its_place_in_the_table_empty(tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps(record_of_two(None, None)))
+    result = CliRunner().invoke(cli, ["plot", str(tmp_path / "record.json")])
+    assert result.exit_code == 0, result.exception
+    (probe,) = [line for line in result.stdout.splitlines() if "linear probe" in line]
+    assert [cell.strip() for cell in probe.split("│")[1:-1]] == ["linear probe", "30.0%", ""]
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("errors", [(None, "no image"), ("no image", "no image")])
+def test_a_fleet_whose_devices_failed_is_written_told_and_no_success(tmp_path, capsys, errors):
+    with pytest.raises(SystemExit) as exit_status:
+        _finish(record_of_two(*errors), tmp_path, as_json=False)
+    assert exit_status.value.code == 1
+    assert "device1 failed: no image" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"record.json", "curves.png"}
 
 
 def test_a_fleet_on_photographs_runs_from_the_command_line(pool, tmp_path):
