@@ -153,18 +153,19 @@ class Cells:
         run = self._run
         if way.healing in ("library", "empty", "served"):
             return cut(
-                run.backbone.without_classifiers(run.healed(way.healing, way.healing_iterations)), mask
+                run.backbone.without_classifiers(run.healed.weights(way.healing, way.healing_iterations)),
+                mask,
             )
         indices = None
         if way.healing == "nearest":
             means = self._whole_probe.describe(task.train, len(task.classes)).means
-            count = max(2, int(NEAREST_PUBLIC_SHARE * len(run.public.images)))
-            center = run.public.features.float().mean(0).numpy()
-            indices = run.public.nearest(means, center, count)
-        settings = run.healing_of(way.healing_iterations)
+            count = max(2, int(NEAREST_PUBLIC_SHARE * len(run.healed.public.images)))
+            center = run.healed.public.features.float().mean(0).numpy()
+            indices = run.healed.public.nearest(means, center, count)
+        settings = run.healed.settings(way.healing_iterations)
         generator = torch.Generator().manual_seed(0)
         return heal_mask(
-            run.backbone, run.weights, mask, run.public, settings, generator, indices=indices
+            run.backbone, run.weights, mask, run.healed.public, settings, generator, indices=indices
         )
 
     @cached_property

@@ -26,36 +26,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import save
 
-from common.backbone import Backbone, Weights, backbone_weights, classes_of, read_weights
+from common.backbone import Backbone, Weights, backbone_weights, classes_of
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
-from common.images import LabelledImages
-from common.importance import magnitude
 from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
-from common.tensor_file import read_tensors
-from server.coordinator import VotingSettings
 from server.founding import found_library, seed_library
-from server.healing.drawn_votes import KeepRatios, drawn_votes
-from server.healing.heal import HealingSettings, PublicImages, heal
-from server.healing.heal_library import heal_library, store_of
-from server.healing.public_images import MOST_IMAGES
+from server.healing.drawn_votes import KeepRatios
+from server.healing.heal import HealingSettings
 from server.library import Entry, Library
-from server.voting import ranks
 from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
+from simulations.healed_weights import HealedWeights
 from simulations.pools import open_pool
 from simulations.provenance import commit, versions
 from simulations.tasks import ClassPool, TaskChoice, Watch, draw_mixture, draw_tasks
-from simulations.way import Healing, LibraryKind
-
-PUBLIC_IMAGES = 50_000
-"""At most so many public images are used."""
+from simulations.way import LibraryKind
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,6 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._healed: dict[Path, Weights] = {}
         if not (self.path / "run.json").exists():
             raise InputError(
                 f"{path} is no run: it has no run.json; give --backbone and --data to begin one"
@@ -195,6 +183,11 @@ class RunDirectory:
         checkpoint = self.settings.checkpoint
         found = backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
         return {name: tensor.to(self.settings.device) for name, tensor in found.items()}
+
+    @cached_property
+    def healed(self) -> HealedWeights:
+        """Its weights, healed."""
+        return HealedWeights(self)
 
     @cached_property
     def small(self) -> tuple[Backbone, Weights]:
@@ -322,92 +315,3 @@ class RunDirectory:
                 )
             )
         write_whole(self.path / "library.jsonl", "".join(f"{line}\n" for line in lines).encode())
-
-    @cached_property
-    def public(self) -> PublicImages:
-        """The public images, and the backbone's features of them."""
-        return self.public_images(lambda done, total: None)
-
-    def public_images(self, watch: Watch) -> PublicImages:
-        """As `public`; `watch` is called where the features have to be computed."""
-        images = self._public_pixels(PUBLIC_IMAGES)
-        file = self.path / "public.safetensors"
-        if not file.exists():
-            found = PublicImages.of(self.backbone, self.weights, images, watch)
-            write_whole(file, save({"features": found.features}))
-            return found
-        tensors, _ = read_tensors(read_whole(file))
-        return PublicImages(images, tensors["features"])
-
-    def _public_pixels(self, most: int) -> LabelledImages:
-        if not self.settings.public:
-            raise InputError("this run has no public images to heal on; begin one with --public")
-        pool = open_pool(self.settings.public, self.backbone)
-        return pool.task(pool.all_classes, images=max(2, most // len(pool.names))).train
-
-    def healing_of(self, iterations: int | None) -> HealingSettings:
-        """How to heal with so many iterations; None: with as many as the run says."""
-        own = self.settings.healing
-        return own if iterations is None else replace(own, iterations=iterations)
-
-    def _healed_file(self, kind: Healing, iterations: int | None) -> Path:
-        other = iterations not in (None, self.settings.healing.iterations)
-        return self.path / f"healed-{kind}{f'-{iterations}' if other else ''}.safetensors"
-
-    def heal(self, kind: Healing, iterations: int | None, watch: Watch) -> None:
-        """Heal the backbone's weights for what the library votes for ("library"), or would ("empty")."""
-        file = self._healed_file(kind, iterations)
-        if file.exists():
-            return
-        settings = self.settings
-        masks = drawn_votes(
-            self.structure,
-            [entry.mask for entry in self.entries] if kind == "library" else [],
-            ranks(magnitude(self.weights, self.structure)),
-            settings.heal_ratios,
-            VotingSettings(),  # votes count, whose worth is measured: "empty" is without
-            seed=0,
-        )
-        public = self.public_images(watch)
-        healed = heal(
-            self.backbone,
-            self.weights,
-            masks,
-            public,
-            self.healing_of(iterations),
-            torch.Generator().manual_seed(0),
-            watch=watch,
-        )
-        kept = {name: tensor.cpu().contiguous() for name, tensor in healed.items()}
-        write_whole(file, save(kept))
-
-    def heal_as_served(self, watch: Watch) -> None:
-        """Heal the library's store as `maskvote-server heal` does, but for the run's own settings."""
-        with Library.open(self.path / "library.db") as library:
-            store = store_of(library)
-            if store.backbone() is not None:
-                return
-            settings = self.settings
-            weights = {name: tensor.to(settings.device) for name, tensor in self.weights.items()}
-            healing = heal_library(
-                library, weights,
-                PublicImages.of(self.backbone, weights, self._public_pixels(MOST_IMAGES), watch),
-                settings.heal_ratios, settings.healing, watch=watch,
-            )  # fmt: skip
-            store.put_backbone(healing.healed)
-
-    def healed(self, kind: Healing, iterations: int | None = None) -> Weights:
-        """What `heal` has come to, or `heal_as_served`, read once."""
-        file = self._healed_file(kind, iterations)
-        if file not in self._healed:
-            self._healed[file] = (
-                self._served_weights() if kind == "served" else read_weights(file, self.backbone)
-            )
-        return self._healed[file]
-
-    def _served_weights(self) -> Weights:
-        with Library.open(self.path / "library.db") as library:
-            healed = store_of(library).backbone()
-        if healed is None:
-            raise InputError(f"{self.path}/library.db.healed is gone; run the experiment again to heal")
-        return healed.weights

@@ -73,10 +73,8 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
     for kind in sorted({way.library for way in ways} - {"seeded"}):
         run.grow(kind, partial(watch, f"growing the {kind} library"))
     for healing, iterations in dict.fromkeys((way.healing, way.healing_iterations) for way in ways):
-        if healing in ("library", "empty"):
-            run.heal(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
-        if healing == "served":
-            run.heal_as_served(partial(watch, "healing the library's store"))
+        if healing in ("library", "empty", "served"):
+            run.healed.prepare(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
 
 
 def measure(

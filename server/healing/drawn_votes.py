@@ -78,7 +78,7 @@ def _draw(
         ballots = [Ballot(masks[voter], 1.0) for voter in voters]
         elected = elect(structure, ballots, "smsp", held, importance, settings.prior)
         mask, draw = elected.mask, int(lot.integers(LARGEST_SEED))
-        if ballots:
+        if elected.origin == "vote":
             explored = explored_units(structure, held, settings.explore)
             mask = with_runners_up(mask, elected.scores, explored, draw, tie_break=importance)
         yield mask

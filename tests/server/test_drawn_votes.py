@@ -17,7 +17,7 @@ from server.budget import allot
 from server.coordinator import Coordinator, VotingSettings
 from server.healing.drawn_votes import UNVOTED_EVERY, KeepRatios, drawn_votes
 from server.library import Library
-from server.voting import Ballot, elect, explored_units
+from server.voting import Ballot, elect, explored_units, ranks
 
 PLAIN = VotingSettings(neighbours=3, explore=0, prior=0)
 RATIOS = KeepRatios(0.1, 0.5)
@@ -86,6 +86,13 @@ def test_units_are_given_up_for_runners_up_where_somebody_votes(draw, structure)
         expected = explored_units(structure, mask.counts, 0.2)
         assert mask.counts == plain.counts
         assert given_up == (expected if number % UNVOTED_EVERY else (0,) * len(expected))
+
+
+def test_where_importance_outweighs_all_votes_nothing_is_given_up(structure, importance, entries):
+    settings = VotingSettings(explore=0.2, prior=10_000.0)
+    drawn = drawn_votes(structure, entries, ranks(importance), RATIOS, settings, seed=0)
+    for mask in islice(drawn, 12):
+        assert mask == Mask.keep_top(structure, importance, mask.counts)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])

@@ -191,7 +191,9 @@ def test_healing_changes_the_weights_and_not_the_mask(run):
     ways = (Way("L1", iterations=0), Way("L1", iterations=0, healing="library"))
     one, other = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
     assert one.facts["mask"] == other.facts["mask"]
-    changed = [n for n in run.weights if not torch.equal(run.weights[n], run.healed("library")[n])]
+    changed = [
+        n for n in run.weights if not torch.equal(run.weights[n], run.healed.weights("library")[n])
+    ]
     assert any(name.endswith("conv1.weight") for name in changed)
     assert not any(name.startswith("fc.") for name in changed)
 
@@ -202,7 +204,7 @@ def test_a_backbone_is_healed_as_long_as_a_way_says(run):
         Way("L1", iterations=1, healing="empty", healing_iterations=length) for length in (0, 3, 6)
     ]
     prepare(run, [Experiment("", "", tuple(ways), "way", ways[0])], workers=1, watch=quiet)
-    own, none, three, six = (run.healed("empty", length) for length in (None, 0, 3, 6))
+    own, none, three, six = (run.healed.weights("empty", length) for length in (None, 0, 3, 6))
     assert none["fc.weight"].shape == run.weights["fc.weight"].shape
     assert all(torch.equal(tensor, none[name]) for name, tensor in run.weights.items())
     assert all(torch.equal(tensor, own[name]) for name, tensor in three.items())

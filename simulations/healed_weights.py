@@ -1,0 +1,129 @@
+"""Healed weights: what a run's backbone becomes by healing, in files of the run's directory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+
+from common.backbone import Weights, read_weights
+from common.errors import InputError
+from common.files import read_whole, write_whole
+from common.images import LabelledImages
+from common.importance import magnitude
+from common.tensor_file import read_tensors
+from server.coordinator import VotingSettings
+from server.healing.drawn_votes import drawn_votes
+from server.healing.heal import HealingSettings, PublicImages, heal
+from server.healing.heal_library import heal_library, store_of
+from server.healing.public_images import MOST_IMAGES
+from server.library import Library
+from server.voting import ranks
+from simulations.pools import open_pool
+from simulations.tasks import Watch
+from simulations.way import Healing
+
+if TYPE_CHECKING:
+    from simulations.run_directory import RunDirectory
+
+PUBLIC_IMAGES = 50_000
+"""At most so many public images are used, but for what a server does itself."""
+
+
+class HealedWeights:
+    """A run's weights, healed for many masks at once: made if they are not there, and read once.
+
+    For what the library votes for ("library"), or would if it were empty ("empty"), or as
+    `maskvote-server heal` does it, into the library's own store ("served").
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._read: dict[Path, Weights] = {}
+
+    def settings(self, iterations: int | None) -> HealingSettings:
+        """How to heal with so many iterations; None: with as many as the run says."""
+        own = self._run.settings.healing
+        return own if iterations is None else replace(own, iterations=iterations)
+
+    @cached_property
+    def public(self) -> PublicImages:
+        """The public images, and the backbone's features of them."""
+        return self._public(lambda done, total: None)
+
+    def prepare(self, kind: Healing, iterations: int | None, watch: Watch) -> None:
+        """Heal, if that was not done. InputError where the run has no public images."""
+        file = self._file(kind, iterations)
+        if kind == "served":
+            self._prepare_store(watch)
+        elif not file.exists():
+            healed = self._healed(kind, iterations, watch)
+            write_whole(file, save({name: t.cpu().contiguous() for name, t in healed.items()}))
+
+    def weights(self, kind: Healing, iterations: int | None = None) -> Weights:
+        """What was healed. InputError where it is gone."""
+        file = self._file(kind, iterations)
+        if file not in self._read:
+            stored = kind == "served"
+            self._read[file] = self._stored() if stored else read_weights(file, self._run.backbone)
+        return self._read[file]
+
+    def _file(self, kind: Healing, iterations: int | None) -> Path:
+        other = iterations not in (None, self._run.settings.healing.iterations)
+        return self._run.path / f"healed-{kind}{f'-{iterations}' if other else ''}.safetensors"
+
+    def _healed(self, kind: Healing, iterations: int | None, watch: Watch) -> Weights:
+        run = self._run
+        masks = drawn_votes(
+            run.structure,
+            [entry.mask for entry in run.entries] if kind == "library" else [],
+            ranks(magnitude(run.weights, run.structure)),
+            run.settings.heal_ratios,
+            VotingSettings(),  # votes count, whose worth is measured: "empty" is without
+            seed=0,
+        )
+        return heal(
+            run.backbone,
+            run.weights,
+            masks,
+            self._public(watch),
+            self.settings(iterations),
+            torch.Generator().manual_seed(0),
+            watch=watch,
+        )
+
+    def _prepare_store(self, watch: Watch) -> None:
+        run = self._run
+        with Library.open(run.path / "library.db") as library:
+            store = store_of(library)
+            if store.backbone() is None:
+                public = PublicImages.of(run.backbone, run.weights, self._images(MOST_IMAGES), watch)
+                ratios, settings = run.settings.heal_ratios, run.settings.healing
+                heal_library(library, run.weights, public, store, ratios, settings, watch=watch)
+
+    def _stored(self) -> Weights:
+        with Library.open(self._run.path / "library.db") as library:
+            store = store_of(library)
+            if (healed := store.backbone()) is None:
+                raise InputError(f"{store.directory} holds no healed backbone; run the experiment again")
+            return healed.weights
+
+    def _public(self, watch: Watch) -> PublicImages:
+        images = self._images(PUBLIC_IMAGES)
+        file = self._run.path / "public.safetensors"
+        if not file.exists():
+            found = PublicImages.of(self._run.backbone, self._run.weights, images, watch)
+            write_whole(file, save({"features": found.features}))
+            return found
+        tensors, _ = read_tensors(read_whole(file))
+        return PublicImages(images, tensors["features"])
+
+    def _images(self, most: int) -> LabelledImages:
+        if not self._run.settings.public:
+            raise InputError("this run has no public images to heal on; begin one with --public")
+        pool = open_pool(self._run.settings.public, self._run.backbone)
+        return pool.task(pool.all_classes, images=max(2, most // len(pool.names))).train
