@@ -95,10 +95,11 @@ def draw_tasks(
 def draw_mixture(
     classes: int, count: int, ways: Sequence[int], generator: np.random.Generator, prefix: str
 ) -> list[TaskChoice]:
-    """`count` tasks as a fleet brings them: of all these numbers of classes, close and random by turns,
-    every fourth in a domain of its own; the domains come one after the other.
+    """`count` tasks as a fleet brings them: close and random by turns, a pair of each number of classes
+    after the other, every fourth in a domain of its own; the domains come one after the other.
 
-    The first n of a longer list are a list of n. Errors as of `draw_tasks`.
+    These are not crossed: of two numbers of classes, random tasks of the second are all in another
+    domain, and no others. The first n of a longer list are a list of n. Errors as of `draw_tasks`.
     """
     shifted = [name for name in DOMAINS if name != "plain"]
     tasks = []
