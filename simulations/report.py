@@ -33,7 +33,7 @@ from simulations.sentences import (
     signed,
     x_text,
 )
-from simulations.statistics import Comparison, Line, Point, Result, records_of, result_of
+from simulations.statistics import ALIKE, Comparison, Line, Point, Result, records_of, result_of
 
 ANSWERS: dict[str, tuple[Holds, ...]] = {
     "What holds": ("yes",),
@@ -163,6 +163,7 @@ def _rendered(template: str, runs: Sequence[Run], *, autoescape: bool = True, **
         gaps=gap_sentences,
         x_text=x_text,
         rows=_rows,
+        alike=ALIKE,
         baseline=lambda e: e.line(e.against),
         **more,
     )

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from simulations.claims import Claim
 from simulations.experiments.experiment import Experiment
-from simulations.statistics import FEWEST_PAIRS, Comparison, Gap, Interval, Point, Result, X, counted
+from simulations.statistics import (
+    ALIKE,
+    FEWEST_PAIRS,
+    Comparison,
+    Gap,
+    Interval,
+    Point,
+    Result,
+    X,
+    counted,
+)
 
 PLACES = {
     "keep_ratio": "keeping {} of the units",
@@ -71,7 +81,7 @@ def p_text(p: float | None) -> str:
 
 
 def sentence(experiment: Experiment, comparison: Comparison) -> str:
-    """What a comparison says. A tie is a tie, and too few tasks are too few."""
+    """What a comparison says, and no more: that nothing was shown is not that nothing is there."""
     c = comparison
     places = [_places(experiment, point) for point in (c.point, c.against_point)]
     common = " ".join(text for text in places[0] if text in places[1])
@@ -101,8 +111,12 @@ def sentence(experiment: Experiment, comparison: Comparison) -> str:
         return (
             f"Not clear: {names[0]} may be {side} {names[1]}{common} ({extent}, {p_text(c.corrected)})."
         )
-    if c.verdict == "tie":
-        return f"A tie: {names[0]} and {names[1]}{common} ({extent}, {p_text(c.corrected)})."
+    if c.verdict == "alike":
+        return f"Alike within {100 * ALIKE:g} point: {names[0]} and {names[1]}{common} ({extent})."
+    if c.verdict == "not shown":
+        return (
+            f"No difference shown: {names[0]} and {names[1]}{common} ({extent}, {p_text(c.corrected)})."
+        )
     return f"Too few tasks to say whether {names[0]} or {names[1]} is better{common} ({extent})."
 
 

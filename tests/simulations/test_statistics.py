@@ -12,7 +12,8 @@ from simulations.claims import claims_of
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record
 from simulations.sentences import gap_sentence, headlines, sentence
-from simulations.statistics import holm, interval_of, result_of, signed_rank_p
+from simulations.significance import holm, signed_rank_p
+from simulations.statistics import Result, interval_of, result_of
 from simulations.way import Way
 
 SMSP, L1 = Way("SMSP"), Way("L1")
@@ -92,19 +93,61 @@ def test_rounding_errors_break_no_tie():
     assert compared.p == pytest.approx(signed_rank_p(np.array([1, 1, 1, 1, 1, -1])))
 
 
-def test_equal_on_every_task_is_the_same_and_noise_is_a_tie():
-    values = np.random.default_rng(0).uniform(0.3, 0.6, 12)
-    noise = 0.02 * np.array([1, -1.1] * 6) * np.linspace(1, 2, 12)
-    same, tie = (
-        result_of(TWO, records(SMSP, tasks(*(values + extra))) + records(L1, tasks(*values)))
-        for extra in (0 * noise, noise)
-    )
+def held_against(extra: np.ndarray) -> Result:
+    """SMSP against L1, so far above it on each task."""
+    values = np.random.default_rng(0).uniform(0.3, 0.6, len(extra))
+    return result_of(TWO, records(SMSP, tasks(*(values + extra))) + records(L1, tasks(*values)))
+
+
+def test_equal_on_every_task_is_the_same():
+    same = held_against(np.zeros(12))
     assert (same.comparisons[0].verdict, same.comparisons[0].differing) == ("same", 0)
     assert headlines(same) == [
         "SMSP and L1 come to the same on every task after 50 iterations (12 tasks, 1 seed)."
     ]
-    assert tie.comparisons[0].verdict == "tie"
-    assert headlines(tie)[0].startswith("A tie: SMSP and L1 after 50 iterations (")
+
+
+def test_what_is_not_significant_is_no_tie_but_no_difference_shown():
+    noise = 0.02 * np.array([1, -1.1] * 6) * np.linspace(1, 2, 12)
+    found = held_against(noise)
+    assert found.comparisons[0].verdict == "not shown"
+    assert headlines(found)[0].startswith("No difference shown: SMSP and L1 after 50 iterations (")
+
+
+@pytest.mark.parametrize(
+    ("spread", "verdict"),
+    [(0.014, "alike"), (0.017, "not shown")],  # half intervals of 0.0093 and 0.0113
+)
+def test_ways_are_alike_only_where_the_whole_interval_is_within_a_point(spread, verdict):
+    found = held_against(spread * np.array([1, -1] * 6))
+    assert found.comparisons[0].interval[1] == pytest.approx(
+        t.ppf(0.975, 11) * spread / math.sqrt(11), abs=1e-6
+    )
+    assert found.comparisons[0].verdict == verdict
+    assert ("Alike within 1 point: SMSP and L1" in headlines(found)[0]) == (verdict == "alike")
+
+
+def test_what_can_be_decided_depends_on_a_comparisons_own_differing_tasks():
+    few, many = Way("SMSP"), Way("random")
+    three = Experiment("three", "?", (few, many), "way", L1, "after")
+    signs = np.array([1, -1, 1, -1, 1, -1])
+    own = records(L1, tasks(*[0.4] * 12))
+    own += records(few, tasks(*np.concatenate([0.4 + 0.1 * signs, [0.4] * 6])))
+    own += records(many, tasks(*(0.4 + 0.05 * np.tile(signs, 2))))
+    verdicts = {c.line: (c.differing, c.verdict) for c in result_of(three, own).comparisons}
+    # Six signs alike give p = 1/32, which is 1/16 for two comparisons; twelve give 1/2048.
+    assert verdicts == {"SMSP": (6, "too few"), "random": (12, "not shown")}
+
+
+def test_a_comparison_that_the_others_leave_room_for_can_be_decided():
+    few, clear = Way("SMSP"), Way("random")
+    three = Experiment("three", "?", (few, clear), "way", L1, "after")
+    own = records(L1, tasks(*[0.4] * 12))
+    own += records(few, tasks(*(0.4 + 0.1 * np.array([1, -1, 1, -1, 1, -1] + [0] * 6))))
+    own += records(clear, tasks(*np.linspace(0.5, 0.6, 12)))
+    # Holm tests the clear one first, and then the other alone: p = 1/32 would do.
+    verdicts = {c.line: c.verdict for c in result_of(three, own).comparisons}
+    assert verdicts == {"SMSP": "not shown", "random": "above"}
 
 
 def test_more_comparisons_than_tasks_can_decide_are_too_few_tasks():
