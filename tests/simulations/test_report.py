@@ -165,7 +165,7 @@ def test_claims_say_what_was_reached_what_was_not_and_what_was_never_measured(tm
     with (run / "cells.jsonl").open("a") as file:
         for k in range(8):
             for mask, after in (("L1", 0.4), ("SMSP", 0.5 + 0.001 * k)):
-                way = Way(mask, learning_rate=0.05)
+                way = Way(mask, iterations=25)
                 record = Record(0, f"new0-{20 + k}", way, {"at 25": after, "after": 0.5})
                 file.write(record.to_line())
             way = Way("iterative", iterations=600)
@@ -177,7 +177,7 @@ def test_claims_say_what_was_reached_what_was_not_and_what_was_never_measured(tm
     assert sorted(holds.values()) == ["no", "not measured", "not measured", "not measured", "yes"]
     reached, missed, open_ = (words.index(title) for title in (
         "What holds SMSP is at least 3 points",
-        "What does not SMSP with at most",
+        "What does not SMSP with 25 iterations",
         "What cannot be said SMSP: a",
     ))  # fmt: skip
     assert reached < missed < open_

@@ -304,6 +304,60 @@ def test_a_healed_library_is_held_against_what_an_operator_heals_without_one():
     assert claim.value == pytest.approx(0.04 / 0.2)
 
 
+def early(way: Way, *values: float) -> list[Record]:
+    """What the way came to at 25 iterations."""
+    return records(way, tasks(*values), measured="at 25")
+
+
+def test_a_claim_holds_the_middle_of_a_tuning_against_no_end_of_a_shorter_one():
+    short = Way("SMSP", iterations=25)
+    own = early(short, *[0.6] * 6) + early(L1, *[0.5] * 6)
+    assert claim_about("best one-shot criterion", own).holds == "not measured"
+    own += early(replace(L1, iterations=25), *[0.4] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.value == pytest.approx(0.2)
+    assert claim.text.endswith("criterion (L1, of 1) after 25 iterations")
+
+
+def test_of_two_lengths_that_all_sides_share_a_claim_takes_the_default_one_and_says_so():
+    own = []
+    for length, ours in ((50, 0.55), (25, 0.65)):
+        own += early(Way("SMSP", iterations=length), *[ours] * 6)
+        own += early(Way("L1", iterations=length), *[0.5] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.value == pytest.approx(0.05)
+    assert claim.text.endswith("after 25 of 50 iterations")
+
+
+def test_the_best_criterion_is_that_of_the_same_tasks():
+    own = early(SMSP, *[0.6] * 5, 0.9) + early(L1, *[0.5] * 5, 0.8)
+    own += [r for r in early(Way("Taylor"), *[0.4] * 5, 0.85) if r.task.endswith("05")]
+    claim = claim_about("best one-shot criterion (L1, of 2)", own)
+    assert (claim.value, claim.tasks) == (pytest.approx(0.1), 6)
+
+
+def test_the_library_claim_needs_all_sides_in_one_length_of_tuning():
+    own = early(Way("dense"), *[0.6] * 6) + early(L1, *[0.4] * 6)
+    for entries, value in ((0, 0.4), (200, 0.5)):
+        own += early(Way("SMSP", iterations=25, entries=entries), *[value] * 6)
+    assert claim_about("a library of 200 tasks", own).holds == "not measured"
+    own += early(Way("dense", iterations=25), *[0.6] * 6) + early(Way("L1", iterations=25), *[0.4] * 6)
+    claim = claim_about("a library of 200 tasks", own)
+    assert claim.value == pytest.approx(0.5)
+    assert claim.text.endswith("after 25 iterations")
+
+
+def test_a_claim_names_a_healing_that_is_not_of_the_runs_own_length():
+    longer = Way("L1", healing="empty", healing_iterations=4000)
+    own = early(L1, *[0.4] * 6) + early(longer, *[0.6] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.text.startswith("L1 healed without a library (4,000 iterations of healing) is")
+    own += early(replace(longer, healing_iterations=None), *[0.5] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.text.startswith("L1 healed without a library is")
+    assert claim.value == pytest.approx(0.1)
+
+
 def test_recall_claims_are_shares_of_the_recall_held_against():
     own = []
     for way, recall in ((Way("neighbours"), 0.76), (Way("neighbours", probe="backbone"), 0.8)):
