@@ -347,6 +347,22 @@ def test_the_library_claim_needs_all_sides_in_one_length_of_tuning():
     assert claim.text.endswith("after 25 iterations")
 
 
+def test_every_claim_can_be_measured_by_the_experiments():
+    own = [
+        Record(
+            0,
+            f"{kind}0-{k:02d}",
+            way,
+            dict.fromkeys(("at 25", "after", "recall"), 0.5 + 0.1 * (way.mask == "dense")),
+        )
+        for experiment in EXPERIMENTS.values()
+        for way in {experiment.against, *experiment.ways}
+        for kind in experiment.tasks
+        for k in range(6)
+    ]
+    assert [c.text for c in claims_of(own, 200, 100) if c.holds == "not measured"] == []
+
+
 def test_a_claim_names_a_healing_that_is_not_of_the_runs_own_length():
     longer = Way("L1", healing="empty", healing_iterations=4000)
     own = early(L1, *[0.4] * 6) + early(longer, *[0.6] * 6)
