@@ -12,6 +12,8 @@ import numpy as np
 from scipy.stats import t
 
 from simulations.baselines import MASKS
+from simulations.experiments.experiment import Tasks
+from simulations.experiments.retrieval import KINDS
 from simulations.records import Record
 from simulations.statistics import (
     CONFIDENCE,
@@ -37,6 +39,8 @@ LARGE_LIBRARY = 200
 GAP_CLOSED = 0.5
 RECALL_KEPT = 0.9
 EPSILON, IMAGES = 8.0, 50
+OWN_DOMAIN: tuple[Tasks, ...] = ("new", "five")
+"""Kinds of tasks of the photographs' own domain, as most of a library's tasks."""
 VOTES: tuple[str, ...] = ("SMSP", "SMSP and importance")
 """The paper's, and what a server does by default that was not healed."""
 HEALED = Way("L1", KEPT, healing="empty")
@@ -72,13 +76,17 @@ class Claim:
 
 
 def claims_of(
-    records: Sequence[Record], library_tasks: int | None = None, images: int | None = None
+    records: Sequence[Record],
+    library_tasks: int | None = None,
+    images: int | None = None,
+    by_lot: Values | None = None,
 ) -> list[Claim]:
     """Every number to reach, once for each healing that was measured.
 
     All sides of one that is about few iterations have the same length of tuning, which its words name;
     as they name a healing's length that is not the run's own. `library_tasks` and `images` are the run's:
-    what a way means that asks for all of them.
+    what a way means that asks for all of them. `by_lot` are the recalls that lots would come to (see
+    `simulations.lots`); claims about signatures are not measured without them.
     """
     new = [record for record in records if record.task.startswith("new")]
     found: list[Claim] = []
@@ -90,7 +98,7 @@ def claims_of(
         best = [max(claims, key=lambda c: c.tasks) for claims in each if claims]
         measured = [c for c in best if c.value is not None]
         found += measured or [claim(new, replace(ways[0], iterations=EARLY_ITERATIONS))]
-    return [*found, _probe_recall(records), _private_recall(records, images)]
+    return [*found, *_retrievals(records, images, by_lot or {})]
 
 
 def _tunings(records: Iterable[Record], way: Way) -> list[Way]:
@@ -173,32 +181,36 @@ def _early(way: Way) -> str:
     return f"after {EARLY_ITERATIONS}{whole} iterations"
 
 
-def _probe_recall(records: Sequence[Record]) -> Claim:
-    return _recall(
-        "Signatures of the small probe keep at least 90 % of the whole backbone's recall of the nearest "
-        "tasks",
-        records,
-        Way("neighbours"),
-        Way("neighbours", probe="backbone"),
-    )
+def _retrievals(records: Sequence[Record], images: int | None, by_lot: Values) -> list[Claim]:
+    """What signatures find, for each kind of tasks: what lots would find as well is not their doing.
 
-
-def _private_recall(records: Sequence[Record], images: int | None) -> Claim:
+    In another domain they find so little more that it has no share to keep: there, the claim is that
+    they find more at all.
+    """
     private = Way("neighbours", epsilon=EPSILON, images=IMAGES)
     if images == IMAGES and not values_of(records, private, "recall"):
         private = replace(private, images=None)
-    return _recall(
-        f"Signatures at epsilon {EPSILON:.0f} and {IMAGES} images a class keep at least 90 % of the "
-        "recall without noise",
-        records,
-        private,
-        replace(private, epsilon=0.0),
-    )
+    probe = "Signatures of the small probe"
+    noisy = f"Signatures at epsilon {EPSILON:.0f} and {IMAGES} images a class"
+    sides = [
+        (probe, Way("neighbours"), "the whole backbone's recall", Way("neighbours", probe="backbone")),
+        (noisy, private, "the recall without noise", replace(private, epsilon=0.0)),
+    ]
 
+    def above_lots(way: Way, kind: Tasks) -> Values:
+        found = values_of(records, way, "recall")
+        return {k: found[k] - by_lot[k] for k in found if k in by_lot and k[1].startswith(kind)}
 
-def _recall(text: str, records: Sequence[Record], way: Way, other: Way) -> Claim:
-    ours, theirs = values_of(records, way, "recall"), values_of(records, other, "recall")
-    return _share(text, RECALL_KEPT, _shared(ours, theirs), _shared(theirs, ours))
+    claims = []
+    for name, way, whole, other in sides:
+        for kind in OWN_DOMAIN:
+            ours, theirs = above_lots(way, kind), above_lots(other, kind)
+            text = f"{name} keep at least 90 % of what {whole} has above lots, for tasks {KINDS[kind]}"
+            claims.append(_share(text, RECALL_KEPT, _shared(ours, theirs), _shared(theirs, ours)))
+        text = f"{name} have a higher recall than lots for tasks {KINDS['shifted']}"
+        ours = above_lots(way, "shifted")
+        claims.append(_margin(text, 0.0, ours, dict.fromkeys(ours, 0.0)))
+    return claims
 
 
 def _shared(values: Values, others: Values) -> Values:

@@ -124,9 +124,10 @@ def headlines(result: Result) -> list[str]:
     """The sentences that answer an experiment's question; its table has the rest.
 
     Of bars all; along a tuning those at the value compared; along another axis those where the baseline
-    stands, or at its end, and of the baseline's own line those at the end.
+    stands, or at its end, and of the baseline's own line those at the end. Of recalls what lots would
+    find, too.
     """
-    experiment = result.experiment
+    experiment, by_lot = result.experiment, result.by_lot
     base = experiment.line(experiment.against)
     chosen = []
     for line in result.lines:
@@ -139,7 +140,8 @@ def headlines(result: Result) -> list[str]:
             there = getattr(experiment.against, experiment.x)
             picked = [c for c in own if c.point.x == there and line.name != base] or own[-1:]
         chosen += picked
-    return [sentence(experiment, c) for c in chosen]
+    lots = [f"By lot the recall would be {percent(by_lot)} % in the mean."] if by_lot is not None else []
+    return [sentence(experiment, c) for c in chosen] + lots
 
 
 def interval_text(interval: Interval | None) -> str:

@@ -113,6 +113,8 @@ class Result:
     lines: tuple[Line, ...]
     comparisons: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
+    by_lot: float | None = None
+    """Of recalls: the mean that neighbours by lot would have on the same tasks; None if not known."""
 
     @property
     def points(self) -> list[Point]:
@@ -132,10 +134,11 @@ def counted(least: int, most: int, what: str) -> str:
     return f"{most} {what if most != 1 else what.removesuffix('s')}"
 
 
-def result_of(experiment: Experiment, records: Iterable[Record]) -> Result:
+def result_of(experiment: Experiment, records: Iterable[Record], by_lot: Values | None = None) -> Result:
     """The numbers of an experiment, from the records of a run, of which it takes those that are its own.
 
-    InputError where two of its ways would be drawn as the same point.
+    `by_lot` are the recalls that lots would come to (see `simulations.lots`), of any tasks. InputError
+    where two of its ways would be drawn as the same point.
     """
     own = records_of(experiment, records)
     slots = _slots(experiment, own)
@@ -153,7 +156,20 @@ def result_of(experiment: Experiment, records: Iterable[Record]) -> Result:
         for point in line.points
         if (other := _counterpart(experiment, drawn, line, point)) is not None
     ]
-    return Result(experiment, drawn, tuple(judged(pairs)), tuple(_gaps(experiment, slots, own)))
+    return Result(
+        experiment,
+        drawn,
+        tuple(judged(pairs)),
+        tuple(_gaps(experiment, slots, own)),
+        _by_lot(experiment, own, by_lot or {}),
+    )
+
+
+def _by_lot(experiment: Experiment, records: Sequence[Record], by_lot: Values) -> float | None:
+    tasks = {(record.seed, record.task) for record in records if record.error is None}
+    if experiment.value != "recall" or not tasks or not tasks <= by_lot.keys():
+        return None
+    return float(over_tasks({key: by_lot[key] for key in tasks}).mean())
 
 
 def records_of(experiment: Experiment, records: Iterable[Record]) -> list[Record]:

@@ -112,6 +112,29 @@ def draw_mixture(
     return tasks
 
 
+def draw_library(classes: int, count: int) -> list[TaskChoice]:
+    """A run's library: tasks of ten and five classes, the same for all runs with so many `classes`."""
+    return draw_mixture(classes, count, (10, 5), np.random.default_rng(0), "library")
+
+
+def draw_new(classes: int, count: int, seeds: int, kinds: Sequence[str]) -> list[tuple[int, TaskChoice]]:
+    """A run's devices: `count` tasks of each kind and seed, with their seed.
+
+    Kinds are "new", of ten classes, "five", of five, and "shifted", of ten random ones in another domain.
+    """
+    drawn: list[tuple[int, TaskChoice]] = []
+    for seed in range(seeds):
+        lots = [np.random.default_rng([1000 + seed, number]) for number in range(3)]
+        if "new" in kinds:
+            drawn += [(seed, c) for c in draw_tasks(classes, count, 10, lots[0], f"new{seed}-")]
+        if "five" in kinds:
+            drawn += [(seed, c) for c in draw_tasks(classes, count, 5, lots[1], f"five{seed}-")]
+        if "shifted" in kinds:
+            mixture = draw_mixture(classes, 4 * count, (10,), lots[2], f"shifted{seed}-")
+            drawn += [(seed, c) for c in mixture if c.domain != "plain"]
+    return drawn
+
+
 def draw_classes(classes: int, ways: int, kind: Kind, generator: np.random.Generator) -> tuple[int, ...]:
     """`ways` of the classes, in ascending order: any, or every other of a window of their order.
 

@@ -248,8 +248,8 @@ def test_a_difference_is_told_in_plain_words():
     ]
 
 
-def claim_about(words: str, own: list[Record]):
-    (claim,) = [claim for claim in claims_of(own) if words in claim.text]
+def claim_about(words: str, own: list[Record], by_lot: dict[tuple[int, str], float] | None = None):
+    (claim,) = [claim for claim in claims_of(own, by_lot=by_lot) if words in claim.text]
     return claim
 
 
@@ -360,7 +360,8 @@ def test_every_claim_can_be_measured_by_the_experiments():
         for kind in experiment.tasks
         for k in range(6)
     ]
-    assert [c.text for c in claims_of(own, 200, 100) if c.holds == "not measured"] == []
+    lots = {(record.seed, record.task): 0.3 for record in own}
+    assert [c.text for c in claims_of(own, 200, 100, lots) if c.holds == "not measured"] == []
 
 
 def test_a_claim_names_a_healing_that_is_not_of_the_runs_own_length():
@@ -374,9 +375,47 @@ def test_a_claim_names_a_healing_that_is_not_of_the_runs_own_length():
     assert claim.value == pytest.approx(0.1)
 
 
-def test_recall_claims_are_shares_of_the_recall_held_against():
+def test_recall_claims_are_shares_of_what_the_other_finds_above_lots():
     own = []
     for way, recall in ((Way("neighbours"), 0.76), (Way("neighbours", probe="backbone"), 0.8)):
         own += records(way, tasks(*[recall] * 6), measured="recall")
-    assert claim_about("whole backbone", own).value == pytest.approx(0.95)
-    assert claim_about("epsilon 8", own).holds == "not measured"
+    lots = dict.fromkeys(((0, task) for task in tasks(*[0] * 6)), 0.3)
+    assert claim_about("backbone's recall has above lots, for tasks of ten", own, lots).value == (
+        pytest.approx(0.46 / 0.5)
+    )
+    assert claim_about("recall without noise has above lots, for tasks of ten", own, lots).holds == (
+        "not measured"
+    )
+
+
+def test_what_is_found_for_one_kind_of_tasks_does_not_hide_what_is_not_for_another():
+    own, lots = [], {}
+    around = 0.01 * np.array([1, -1] * 3)
+    for kind, found in (("new", 0.9), ("five", 0.8), ("shifted", 0.2)):
+        of_kind = {f"{kind}0-{k:02d}": found + extra for k, extra in enumerate(around)}
+        lots |= {(0, task): 0.3 for task in of_kind}
+        for way in (Way("neighbours"), Way("neighbours", probe="backbone")):
+            own += records(way, of_kind, measured="recall")
+    claims = [claim for claim in claims_of(own, by_lot=lots) if "small probe" in claim.text]
+    assert [(c.holds, round(c.value, 6), c.tasks) for c in claims] == [
+        ("yes", 1.0, 6), ("yes", 1.0, 6), ("no", -0.1, 6),
+    ]  # fmt: skip
+    assert [claim.text.rpartition("tasks ")[2] for claim in claims] == [
+        "of ten classes", "of five classes", "of ten classes in another domain",
+    ]  # fmt: skip
+
+
+def test_no_experiment_pools_kinds_of_tasks():
+    assert {len(experiment.tasks) for experiment in EXPERIMENTS.values()} == {1}
+
+
+def test_a_recall_is_told_beside_what_lots_would_find_on_the_same_tasks():
+    way = Way("neighbours")
+    one = Experiment("one", "?", (way,), "way", way, "recall")
+    own = records(way, tasks(0.8, 0.9), measured="recall")
+    lots = {(0, "new0-00"): 0.2, (0, "new0-01"): 0.3, (0, "new0-02"): 0.7}
+    result = result_of(one, own, lots)
+    assert result.by_lot == pytest.approx(0.25)
+    assert headlines(result) == ["By lot the recall would be 25.0 % in the mean."]
+    assert result_of(one, own, {(0, "new0-00"): 0.2}).by_lot is None
+    assert result_of(TWO, records(SMSP, tasks(0.8, 0.9)), lots).by_lot is None
