@@ -24,6 +24,7 @@ from simulations.overlap import BINS, FEWEST_TASKS, LibraryMasks, Overlaps, over
 from simulations.records import Record, read_records
 from simulations.sentences import (
     claim_sentence,
+    claims_note,
     gap_sentence,
     gap_sentences,
     headlines,
@@ -163,6 +164,7 @@ def _rendered(template: str, runs: Sequence[Run], *, autoescape: bool = True, **
         experiments=experiments,
         answers=ANSWERS,
         bins=[name for *_, name in BINS],
+        claims_note=claims_note,
         headlines=headlines,
         gaps=gap_sentences,
         x_text=x_text,

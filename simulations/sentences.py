@@ -169,6 +169,18 @@ def claim_sentence(claim: Claim) -> str:
     )
 
 
+def claims_note(claims: Sequence[Claim]) -> str:
+    """How claims are judged, and what there being several of them does to that."""
+    number = sum(claim.value is not None for claim in claims)
+    return (
+        "A number is reached where the whole 95 % interval of what was measured is at or above it, not "
+        "reached where all of it is below; else, or with fewer than six tasks, it cannot be said. Each "
+        "is judged on its own: the intervals are not corrected for "
+        f"{counted(number, number, 'numbers')} having been measured. Of twenty that stand exactly at "
+        "their mark, about one would be called reached or not by chance."
+    )
+
+
 def gap_sentence(gap: Gap) -> str:
     """Which cells give no number, and why."""
     named = ", ".join(gap.cells[:MOST_NAMED]) + (", ..." if len(gap.cells) > MOST_NAMED else "")

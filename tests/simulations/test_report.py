@@ -181,6 +181,7 @@ def test_claims_say_what_was_reached_what_was_not_and_what_was_never_measured(tm
         "What cannot be said SMSP: a",
     ))  # fmt: skip
     assert reached < missed < open_
+    assert "the intervals are not corrected for 2 numbers having been measured." in words
     assert "24 cells belong to no experiment" in words
 
 
