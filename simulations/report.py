@@ -23,6 +23,7 @@ from simulations.lots import recalls_by_lot
 from simulations.overlap import BINS, FEWEST_TASKS, LibraryMasks, Overlaps, overlaps, read_library
 from simulations.records import Record, read_records
 from simulations.sentences import (
+    SEEDS_NOTE,
     claim_sentence,
     claims_note,
     gap_sentence,
@@ -165,6 +166,7 @@ def _rendered(template: str, runs: Sequence[Run], *, autoescape: bool = True, **
         answers=ANSWERS,
         bins=[name for *_, name in BINS],
         claims_note=claims_note,
+        seeds_note=SEEDS_NOTE,
         headlines=headlines,
         gaps=gap_sentences,
         x_text=x_text,

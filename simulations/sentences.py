@@ -35,6 +35,13 @@ AXES = {
     "images": "images a class",
     "iterations": "iterations on the device",
 }
+SEEDS_NOTE = (
+    "A seed is another draw of tasks and nothing more: backbone, library and healing are the same for "
+    "all, and each task is measured once. Tasks share classes, and then the same training images, while "
+    "intervals and tests take them for independent: they are rather too sure, and speak of this "
+    "backbone with this library alone."
+)
+"""What the number of tasks and seeds beside an interval stands for."""
 MOST_NAMED = 3
 """Cells that a gap names; of more it gives the number too."""
 

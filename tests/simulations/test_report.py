@@ -14,7 +14,7 @@ from common.errors import InputError
 from simulations.cli import cli
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record
-from simulations.report import page, read_runs, summary
+from simulations.report import document, page, read_runs, summary
 from simulations.way import Way
 
 HOSTILE = "<b>bold</b> & 'more'"
@@ -125,6 +125,12 @@ def test_a_failed_cell_is_shown_with_its_error_on_top_and_where_it_is_missing(ru
     words = Page(page(read_runs([run], FEW))).words
     assert "1 of 18 cells failed" in words
     assert f"Failed. L1: RuntimeError: {HOSTILE}, 1 cell: new0-08 (seed 0)" in words
+
+
+def test_the_page_and_the_document_say_what_a_seed_is(run, tmp_path):
+    read = read_runs([run], FEW)
+    for told in (Page(page(read)).words, document(read, tmp_path / "pictures", "pictures")):
+        assert "A seed is another draw of tasks and nothing more" in told
 
 
 def test_what_others_named_is_text_and_no_markup(run):
