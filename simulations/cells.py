@@ -152,10 +152,8 @@ class Cells:
         """The tensors that a mask leaves, healed as the way says."""
         run = self._run
         if way.healing in ("library", "empty", "served"):
-            return cut(
-                run.backbone.without_classifiers(run.healed.weights(way.healing, way.healing_iterations)),
-                mask,
-            )
+            healed = run.healed.weights(way.healing, way.healing_iterations)
+            return cut(run.backbone.without_classifiers(healed), mask)
         indices = None
         if way.healing == "nearest":
             means = self._whole_probe.describe(task.train, len(task.classes)).means

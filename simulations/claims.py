@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -12,6 +12,8 @@ import numpy as np
 from scipy.stats import t
 
 from simulations.baselines import MASKS
+from simulations.experiments.experiment import Tasks
+from simulations.experiments.retrieval import KINDS
 from simulations.records import Record
 from simulations.statistics import (
     CONFIDENCE,
@@ -30,12 +32,15 @@ KEPT = 0.1
 """Share of the units at which the claims are made."""
 MOST_ITERATIONS, CONVENTIONAL = 60, 600
 """On the device: of the vote at most, and of conventional iterative pruning."""
-EARLY = "at 25"
+EARLY_ITERATIONS = 25
+EARLY = f"at {EARLY_ITERATIONS}"
 MARGIN = 0.03
 LARGE_LIBRARY = 200
 GAP_CLOSED = 0.5
 RECALL_KEPT = 0.9
 EPSILON, IMAGES = 8.0, 50
+OWN_DOMAIN: tuple[Tasks, ...] = ("new", "five")
+"""Kinds of tasks of the photographs' own domain, as most of a library's tasks."""
 VOTES: tuple[str, ...] = ("SMSP", "SMSP and importance")
 """The paper's, and what a server does by default that was not healed."""
 HEALED = Way("L1", KEPT, healing="empty")
@@ -71,149 +76,141 @@ class Claim:
 
 
 def claims_of(
-    records: Sequence[Record], library_tasks: int | None = None, images: int | None = None
+    records: Sequence[Record],
+    library_tasks: int | None = None,
+    images: int | None = None,
+    by_lot: Values | None = None,
 ) -> list[Claim]:
     """Every number to reach, once for each healing that was measured.
 
-    `library_tasks` and `images` are the run's: what a way means that asks for all of them.
+    All sides of one that is about few iterations have the same length of tuning, which its words name;
+    as they name a healing's length that is not the run's own. `library_tasks` and `images` are the run's:
+    what a way means that asks for all of them. `by_lot` are the recalls that lots would come to (see
+    `simulations.lots`); claims about signatures are not measured without them.
     """
     new = [record for record in records if record.task.startswith("new")]
     found: list[Claim] = []
     library_helps = partial(_library_helps, library_tasks=library_tasks)
     ways = [Way(mask, KEPT, healing=healing) for mask in VOTES for healing in HEALINGS] + [HEALED]
     for claim in (_as_good_as_iterative, _above_criteria, library_helps):
-        measured = [c for way in ways if (c := claim(new, way)).value is not None]
-        found += measured or [claim(new, ways[0])]
-    return [*found, _probe_recall(records), _private_recall(records, images)]
+        # Of several tunings the one on most tasks, and of these the first.
+        each = [[claim(new, tuning) for tuning in _tunings(new, way)] for way in ways]
+        best = [max(claims, key=lambda c: c.tasks) for claims in each if claims]
+        measured = [c for c in best if c.value is not None]
+        found += measured or [claim(new, replace(ways[0], iterations=EARLY_ITERATIONS))]
+    return [*found, *_retrievals(records, images, by_lot or {})]
 
 
-def _as_good_as_iterative(records: Sequence[Record], ours_is: Way) -> Claim:
-    theirs = _values(records, "iterative", "after", "none", lambda way: way.iterations == CONVENTIONAL)
-    ours = _values(
-        records,
-        ours_is.mask,
-        "after",
-        ours_is.healing,
-        lambda way: 0 < way.iterations <= MOST_ITERATIONS,
-        theirs,
+def _tunings(records: Iterable[Record], way: Way) -> list[Way]:
+    """This way in all lengths of its tuning and of its healing that were measured.
+
+    The nearest to its own tuning come first, of these what was healed as the run says, then the longest.
+    """
+    lengths = {
+        (known.iterations, known.healing_iterations)
+        for known in {record.way for record in records}
+        if replace(known, iterations=way.iterations, healing_iterations=None, entries=None) == way
+    }
+    ordered = sorted(
+        lengths,
+        key=lambda length: (
+            abs(length[0] - way.iterations),
+            -math.inf if length[1] is None else -length[1],
+        ),
     )
-    name = ours_is.name
+    return [replace(way, iterations=tuned, healing_iterations=healed) for tuned, healed in ordered]
+
+
+def _as_good_as_iterative(records: Sequence[Record], way: Way) -> Claim:
+    ours = values_of(records, way, "after") if 0 < way.iterations <= MOST_ITERATIONS else {}
     return _margin(
-        f"{name} with at most {MOST_ITERATIONS} iterations on the device is at least as accurate as "
-        f"iterative pruning with {CONVENTIONAL}",
+        f"{_name(way)} with {way.iterations} iterations on the device (at most {MOST_ITERATIONS}) is at "
+        f"least as accurate as iterative pruning with {CONVENTIONAL}",
         0.0,
         ours,
-        theirs,
+        values_of(records, Way("iterative", KEPT, CONVENTIONAL), "after"),
     )
 
 
-def _above_criteria(records: Sequence[Record], ours_is: Way) -> Claim:
-    ours = _values(records, ours_is.mask, EARLY, ours_is.healing)
-    others = {
-        mask: shared
-        for mask in MASKS
-        if (shared := _shared(_values(records, mask, EARLY, "none", among=ours), ours))
-    }
-    best = max(others, key=lambda mask: over_tasks(others[mask]).mean(), default=None)
-    name = ours_is.name
-    return _margin(
-        f"{name} is at least {100 * MARGIN:.0f} points above the best one-shot criterion"
-        f"{f' ({best})' if best else ''} after 25 iterations",
-        MARGIN,
-        ours,
-        others[best] if best else {},
-    )
+def _above_criteria(records: Sequence[Record], way: Way) -> Claim:
+    ours = values_of(records, way, EARLY)
+    others = {mask: values_of(records, Way(mask, KEPT, way.iterations), EARLY) for mask in MASKS}
+    margins = {mask: _margin("", MARGIN, ours, theirs) for mask, theirs in others.items()}
+    measured = {mask: claim for mask, claim in margins.items() if claim.value is not None}
+    text = f"{_name(way)} is at least {100 * MARGIN:.0f} points above the best one-shot criterion"
+    if not measured:
+        return Claim(f"{text} {_early(way)}", MARGIN, "points")
+    # The best on the tasks that most of them share with ours.
+    best = max(measured, key=lambda mask: (measured[mask].tasks, -(measured[mask].value or 0)))
+    return replace(measured[best], text=f"{text} ({best}, of {len(measured)}) {_early(way)}")
 
 
-def _library_helps(records: Sequence[Record], ours_is: Way, library_tasks: int | None) -> Claim:
-    name = ours_is.name
+def _library_helps(records: Sequence[Record], way: Way, library_tasks: int | None) -> Claim:
     text = (
-        f"{name}: a library of {LARGE_LIBRARY} tasks against an empty one closes at least half of the "
-        "gap between the L1 mask and dense fine-tuning, after 25 iterations"
+        f"{_name(way)}: a library of {LARGE_LIBRARY} tasks against an empty one closes at least half of "
+        f"the gap between the L1 mask and dense fine-tuning, {_early(way)}"
     )
 
-    def of(entries: int, healing: Healing) -> Values:
-        sized = [
-            replace(r, way=replace(r.way, entries=None)) for r in records if r.way.entries == entries
-        ]
-        return _values(sized, ours_is.mask, EARLY, healing)
+    def of(entries: int | None, healing: Healing) -> Values:
+        return values_of(records, replace(way, entries=entries, healing=healing), EARLY)
 
     large: Values = {}
     if library_tasks is None or library_tasks >= LARGE_LIBRARY:
-        large = of(LARGE_LIBRARY, ours_is.healing)
+        large = of(LARGE_LIBRARY, way.healing)
     if not large and library_tasks == LARGE_LIBRARY:
-        large = _values(records, ours_is.mask, EARLY, ours_is.healing)
+        large = of(None, way.healing)
     # An operator without a library can heal as well, for what an empty one would assign.
-    empty = of(0, "empty" if ours_is.healing == "library" else ours_is.healing)
-    low, high = (_values(records, mask, EARLY, "none", among=large) for mask in ("L1", "dense"))
+    empty = of(0, "empty" if way.healing == "library" else way.healing)
+    low, high = (values_of(records, Way(m, KEPT, way.iterations), EARLY) for m in ("L1", "dense"))
     both = [key for key in large if key in empty and key in low and key in high]
     gains = {key: large[key] - empty[key] for key in both}
     return _share(text, GAP_CLOSED, gains, {key: high[key] - low[key] for key in both})
 
 
-def _probe_recall(records: Sequence[Record]) -> Claim:
-    return _recall(
-        "Signatures of the small probe keep at least 90 % of the whole backbone's recall of the nearest "
-        "tasks",
-        records,
-        Way("neighbours"),
-        Way("neighbours", probe="backbone"),
-    )
+def _name(way: Way) -> str:
+    """How claims call a way: with the length of its healing where it is not the run's own."""
+    healed = way.healing_iterations
+    return way.name if healed is None else f"{way.name} ({healed:,} iterations of healing)"
 
 
-def _private_recall(records: Sequence[Record], images: int | None) -> Claim:
+def _early(way: Way) -> str:
+    """When the claims about few iterations are made: the rate falls over the whole of a tuning, so that
+    its middle is not the end of a shorter one.
+    """
+    whole = "" if way.iterations == EARLY_ITERATIONS else f" of {way.iterations}"
+    return f"after {EARLY_ITERATIONS}{whole} iterations"
+
+
+def _retrievals(records: Sequence[Record], images: int | None, by_lot: Values) -> list[Claim]:
+    """What signatures find, for each kind of tasks: what lots would find as well is not their doing.
+
+    In another domain they find so little more that it has no share to keep: there, the claim is that
+    they find more at all.
+    """
     private = Way("neighbours", epsilon=EPSILON, images=IMAGES)
     if images == IMAGES and not values_of(records, private, "recall"):
         private = replace(private, images=None)
-    return _recall(
-        f"Signatures at epsilon {EPSILON:.0f} and {IMAGES} images a class keep at least 90 % of the "
-        "recall without noise",
-        records,
-        private,
-        replace(private, epsilon=0.0),
-    )
-
-
-def _recall(text: str, records: Sequence[Record], way: Way, other: Way) -> Claim:
-    ours, theirs = values_of(records, way, "recall"), values_of(records, other, "recall")
-    return _share(text, RECALL_KEPT, _shared(ours, theirs), _shared(theirs, ours))
-
-
-def _values(
-    records: Iterable[Record],
-    mask: str,
-    measured: str,
-    healing: Healing,
-    wanted: Callable[[Way], bool] = lambda way: True,
-    among: Values | None = None,
-) -> Values:
-    """The values of the way with this mask and healing, at KEPT and with the defaults in all that votes.
-
-    Where several tunings were measured: the one on most tasks (of those `among` which they are compared),
-    then the nearest to the default length, then the one that was healed as the run says, or longest.
-    """
-    own = list(records)
-    known = {record.way for record in own if record.way.mask == mask and record.way.healing == healing}
-    plain = Way(mask, KEPT, healing=healing)
-    found = [
-        (
-            len(values if among is None else _shared(values, among)),
-            -abs(way.iterations - plain.iterations),
-            math.inf if way.healing_iterations is None else way.healing_iterations,
-            values,
-        )
-        for way in known
-        if replace(
-            way,
-            iterations=plain.iterations,
-            learning_rate=plain.learning_rate,
-            healing_iterations=plain.healing_iterations,
-        )
-        == plain
-        and wanted(way)
-        and (values := values_of(own, way, measured))
+    probe = "Signatures of the small probe"
+    noisy = f"Signatures at epsilon {EPSILON:.0f} and {IMAGES} images a class"
+    sides = [
+        (probe, Way("neighbours"), "the whole backbone's recall", Way("neighbours", probe="backbone")),
+        (noisy, private, "the recall without noise", replace(private, epsilon=0.0)),
     ]
-    return max(found, key=lambda known: known[:3], default=(0, 0, 0, {}))[3]
+
+    def above_lots(way: Way, kind: Tasks) -> Values:
+        found = values_of(records, way, "recall")
+        return {k: found[k] - by_lot[k] for k in found if k in by_lot and k[1].startswith(kind)}
+
+    claims = []
+    for name, way, whole, other in sides:
+        for kind in OWN_DOMAIN:
+            ours, theirs = above_lots(way, kind), above_lots(other, kind)
+            text = f"{name} keep at least 90 % of what {whole} has above lots, for tasks {KINDS[kind]}"
+            claims.append(_share(text, RECALL_KEPT, _shared(ours, theirs), _shared(theirs, ours)))
+        text = f"{name} have a higher recall than lots for tasks {KINDS['shifted']}"
+        ours = above_lots(way, "shifted")
+        claims.append(_margin(text, 0.0, ours, dict.fromkeys(ours, 0.0)))
+    return claims
 
 
 def _shared(values: Values, others: Values) -> Values:

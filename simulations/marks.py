@@ -16,6 +16,8 @@ Mark = tuple[str, str]
 
 INK = "#1b1e23"
 """Text and axes; on a page they take the colour of the text around the figure."""
+LOTS = "#9aa0a8"
+"""What lots would come to: a line across figures of recall."""
 WIDTH = 7.0
 """Inches; 100 dots each."""
 STYLE: dict[Any, Any] = {

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_whole
-from simulations.statistics import holm
+from simulations.significance import holm
 from simulations.tasks import TaskChoice
 
 PERMUTATIONS = 999

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.files import write_whole
-from simulations.marks import INK, STYLE, WIDTH, label_beside, marked, styled
+from simulations.marks import INK, LOTS, STYLE, WIDTH, label_beside, marked, styled
 from simulations.overlap import BINS, Overlaps
 from simulations.sentences import axis_of, measured_text, percent, x_text
 from simulations.statistics import Line, Result, X
@@ -149,13 +149,17 @@ def lines(result: Result, also: str = "") -> Figure:
 
 @styled
 def recall(result: Result) -> Figure:
-    """Recall of the truly nearest tasks over x, and 90 % of what each line has without noise."""
-    figure = lines(result, " Dotted: 90 % of the recall without noise.")
+    """Recall of the truly nearest tasks over x, and 90 % of each line without noise, above lots."""
+    whole = "the recall without noise" if result.by_lot is None else "no noise, above lots"
+    figure = lines(result, f"{_lots_note(result)} Dotted: 90 % of {whole}.")
     axes = figure.axes[0]
+    lots = result.by_lot or 0.0
+    if result.by_lot is not None:
+        axes.axhline(100 * lots, color=LOTS, linewidth=1.6, zorder=0)
     for line, (colour, _) in marked(result.lines):
         free = [point.mean for point in line.points if point.x == 0]
         if free:
-            axes.axhline(90 * free[0], color=colour, linewidth=0.8, linestyle=":")
+            axes.axhline(100 * lots + 90 * (free[0] - lots), color=colour, linewidth=0.8, linestyle=":")
     axes.set_ylabel("recall of the nearest tasks, %")
     return figure
 
@@ -190,6 +194,8 @@ def bars(result: Result) -> Figure:
             beside.plot(
                 100 * comparison.difference, row, "o", color=colour, markersize=5, markerfacecolor=face
             )
+    if result.by_lot is not None:
+        axes.axvline(100 * result.by_lot, color=LOTS, linewidth=1.6)
     axes.set_yticks(range(len(ordered)), [_name(line, result) for line, _ in ordered])
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.13 * 100 * max((p.interval or (0, p.mean))[1] for p in result.points))
@@ -199,7 +205,8 @@ def bars(result: Result) -> Figure:
     beside.set_yticks([])
     beside.spines["left"].set_visible(False)
     beside.set_xlabel(f"difference from {against}, points")
-    return _noted(figure, result, "Lines: 95 % intervals. Filled dot: corrected p < 0.05.")
+    note = f"Lines: 95 % intervals. Filled dot: corrected p < 0.05.{_lots_note(result)}"
+    return _noted(figure, result, note)
 
 
 @styled
@@ -320,6 +327,10 @@ def _name(line: Line, result: Result) -> str:
     if point.tasks < max(other.tasks for other in result.points):
         notes.append(f"{point.tasks} tasks alone")
     return f"{line.name} ({', '.join(notes)})" if notes else line.name
+
+
+def _lots_note(result: Result) -> str:
+    return "" if result.by_lot is None else f" Grey: lots, {percent(result.by_lot)} %."
 
 
 def _noted(figure: Figure, result: Result, note: str) -> Figure:

@@ -20,10 +20,13 @@ from common.files import read_whole
 from simulations import plots
 from simulations.claims import Claim, Holds, claims_of
 from simulations.experiments.experiment import Experiment
-from simulations.overlap import BINS, FEWEST_TASKS, Overlaps, overlaps, read_library
+from simulations.lots import recalls_by_lot
+from simulations.overlap import BINS, FEWEST_TASKS, LibraryMasks, Overlaps, overlaps, read_library
 from simulations.records import Record, read_records
 from simulations.sentences import (
+    SEEDS_NOTE,
     claim_sentence,
+    claims_note,
     gap_sentence,
     gap_sentences,
     headlines,
@@ -34,7 +37,8 @@ from simulations.sentences import (
     signed,
     x_text,
 )
-from simulations.statistics import Comparison, Line, Point, Result, records_of, result_of
+from simulations.statistics import ALIKE, Comparison, Line, Point, Result, Values, records_of, result_of
+from simulations.way import Way
 
 ANSWERS: dict[str, tuple[Holds, ...]] = {
     "What holds": ("yes",),
@@ -54,12 +58,14 @@ class Run:
     records: tuple[Record, ...]
     experiments: Mapping[str, Experiment]
     overlaps: Overlaps | None
+    by_lot: Values
+    """Recall that neighbours by lot would have, by seed and task; empty where that is not known."""
 
     @cached_property
     def results(self) -> dict[str, Result]:
         """Experiment -> its numbers; those of which nothing was tried are left out."""
         return {
-            name: result_of(experiment, self.records)
+            name: result_of(experiment, self.records, self.by_lot)
             for name, experiment in self.experiments.items()
             if records_of(experiment, self.records)
         }
@@ -68,7 +74,7 @@ class Run:
     def claims(self) -> list[Claim]:
         """The numbers to reach."""
         settings = self.info["settings"]
-        return claims_of(self.records, settings.get("library_tasks"), settings.get("images"))
+        return claims_of(self.records, settings.get("library_tasks"), settings.get("images"), self.by_lot)
 
     @property
     def unmeasured(self) -> list[str]:
@@ -165,10 +171,13 @@ def _rendered(template: str, runs: Sequence[Run], *, autoescape: bool = True, **
         experiments=experiments,
         answers=ANSWERS,
         bins=[name for *_, name in BINS],
+        claims_note=claims_note,
+        seeds_note=SEEDS_NOTE,
         headlines=headlines,
         gaps=gap_sentences,
         x_text=x_text,
         rows=_rows,
+        alike=ALIKE,
         baseline=lambda e: e.line(e.against),
         **more,
     )
@@ -204,7 +213,15 @@ def _read_run(path: Path, experiments: Mapping[str, Experiment]) -> Run:
         raise InputError(f"{cells} has no record; measure something first, with maskvote-sim experiment")
     library = read_library(path) if (path / "library.jsonl").exists() else None
     found = overlaps(library) if library is not None and len(library.tasks) >= FEWEST_TASKS else None
-    return Run(path, model, info, records, experiments, found)
+    return Run(path, model, info, records, experiments, found, _by_lot(library, info["settings"]))
+
+
+def _by_lot(library: LibraryMasks | None, settings: Mapping[str, Any]) -> Values:
+    """What lots would find, where the run says how its new tasks were drawn."""
+    tasks_a_seed, seeds = settings.get("tasks_a_seed"), settings.get("seeds")
+    if library is None or tasks_a_seed is None or seeds is None:
+        return {}
+    return recalls_by_lot(library.tasks, tasks_a_seed, seeds, Way("neighbours").neighbours)
 
 
 def _figure(run: Run, result: Result) -> Markup:
@@ -261,6 +278,7 @@ def _result_json(run: Run, result: Result) -> dict[str, Any]:
         "command": run.command(result.experiment.name),
         "x": result.experiment.x,
         "words": headlines(result),
+        "by lot": result.by_lot,
         "points": [
             {
                 "line": line.name,

@@ -25,8 +25,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.backbone import Backbone, Weights, backbone_weights, classes_of
 from common.errors import InputError
 from common.files import read_whole, write_whole
@@ -43,7 +41,7 @@ from simulations.growing import grow, request_of
 from simulations.healed_weights import HealedWeights
 from simulations.pools import open_pool
 from simulations.provenance import commit, versions
-from simulations.tasks import ClassPool, TaskChoice, Watch, draw_mixture, draw_tasks
+from simulations.tasks import ClassPool, TaskChoice, Watch, draw_library, draw_new
 from simulations.way import LibraryKind
 
 
@@ -241,9 +239,8 @@ class RunDirectory:
 
     @cached_property
     def library_choices(self) -> list[TaskChoice]:
-        """The library's tasks: ten and five classes, close and random, every fourth in another domain."""
-        lot = np.random.default_rng(0)
-        return draw_mixture(len(self.pool.names), self.settings.library_tasks, (10, 5), lot, "library")
+        """The library's tasks, as drawn."""
+        return draw_library(len(self.pool.names), self.settings.library_tasks)
 
     def library_task(self, choice: TaskChoice) -> Task:
         """A library task's data: half of the images, devices have the other half."""
@@ -259,21 +256,8 @@ class RunDirectory:
 
     def new_choices(self, kinds: Sequence[Tasks]) -> list[tuple[int, TaskChoice]]:
         """The devices' tasks, each with its seed."""
-        count, classes = self.settings.tasks_a_seed, len(self.pool.names)
-        drawn: list[tuple[int, TaskChoice]] = []
-        for seed in range(self.settings.seeds):
-            lots = [np.random.default_rng([1000 + seed, number]) for number in range(3)]
-            if "new" in kinds:
-                drawn += [(seed, c) for c in draw_tasks(classes, count, 10, lots[0], f"new{seed}-")]
-            if "five" in kinds:
-                drawn += [(seed, c) for c in draw_tasks(classes, count, 5, lots[1], f"five{seed}-")]
-            if "fresh" in kinds:
-                fresh = np.random.default_rng([1000 + seed, 3])
-                drawn += [(seed, c) for c in draw_tasks(classes, count, 10, fresh, f"fresh{seed}-")]
-            if "shifted" in kinds:
-                mixture = draw_mixture(classes, 4 * count, (10,), lots[2], f"shifted{seed}-")
-                drawn += [(seed, c) for c in mixture if c.domain != "plain"]
-        return drawn
+        settings = self.settings
+        return draw_new(len(self.pool.names), settings.tasks_a_seed, settings.seeds, kinds)
 
     def found(self) -> None:
         """The library without entries; its probe is fitted to some of its own side's images."""

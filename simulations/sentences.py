@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from simulations.claims import Claim
 from simulations.experiments.experiment import Experiment
-from simulations.statistics import FEWEST_PAIRS, Comparison, Gap, Interval, Point, Result, X, counted
+from simulations.statistics import (
+    ALIKE,
+    FEWEST_PAIRS,
+    Comparison,
+    Gap,
+    Interval,
+    Point,
+    Result,
+    X,
+    counted,
+)
 
 PLACES = {
     "keep_ratio": "keeping {} of the units",
@@ -25,6 +35,13 @@ AXES = {
     "images": "images a class",
     "iterations": "iterations on the device",
 }
+SEEDS_NOTE = (
+    "A seed is another draw of tasks and nothing more: backbone, library and healing are the same for "
+    "all, and each task is measured once. Tasks share classes, and then the same training images, while "
+    "intervals and tests take them for independent: they are rather too sure, and speak of this "
+    "backbone with this library alone."
+)
+"""What the number of tasks and seeds beside an interval stands for."""
 MOST_NAMED = 3
 """Cells that a gap names; of more it gives the number too."""
 
@@ -71,7 +88,7 @@ def p_text(p: float | None) -> str:
 
 
 def sentence(experiment: Experiment, comparison: Comparison) -> str:
-    """What a comparison says. A tie is a tie, and too few tasks are too few."""
+    """What a comparison says, and no more: that nothing was shown is not that nothing is there."""
     c = comparison
     places = [_places(experiment, point) for point in (c.point, c.against_point)]
     common = " ".join(text for text in places[0] if text in places[1])
@@ -101,8 +118,12 @@ def sentence(experiment: Experiment, comparison: Comparison) -> str:
         return (
             f"Not clear: {names[0]} may be {side} {names[1]}{common} ({extent}, {p_text(c.corrected)})."
         )
-    if c.verdict == "tie":
-        return f"A tie: {names[0]} and {names[1]}{common} ({extent}, {p_text(c.corrected)})."
+    if c.verdict == "alike":
+        return f"Alike within {100 * ALIKE:g} point: {names[0]} and {names[1]}{common} ({extent})."
+    if c.verdict == "not shown":
+        return (
+            f"No difference shown: {names[0]} and {names[1]}{common} ({extent}, {p_text(c.corrected)})."
+        )
     return f"Too few tasks to say whether {names[0]} or {names[1]} is better{common} ({extent})."
 
 
@@ -110,9 +131,10 @@ def headlines(result: Result) -> list[str]:
     """The sentences that answer an experiment's question; its table has the rest.
 
     Of bars all; along a tuning those at the value compared; along another axis those where the baseline
-    stands, or at its end, and of the baseline's own line those at the end.
+    stands, or at its end, and of the baseline's own line those at the end. Of recalls what lots would
+    find, too.
     """
-    experiment = result.experiment
+    experiment, by_lot = result.experiment, result.by_lot
     base = experiment.line(experiment.against)
     chosen = []
     for line in result.lines:
@@ -125,7 +147,8 @@ def headlines(result: Result) -> list[str]:
             there = getattr(experiment.against, experiment.x)
             picked = [c for c in own if c.point.x == there and line.name != base] or own[-1:]
         chosen += picked
-    return [sentence(experiment, c) for c in chosen]
+    lots = [f"By lot the recall would be {percent(by_lot)} % in the mean."] if by_lot is not None else []
+    return [sentence(experiment, c) for c in chosen] + lots
 
 
 def interval_text(interval: Interval | None) -> str:
@@ -150,6 +173,18 @@ def claim_sentence(claim: Claim) -> str:
     return (
         f"Measured {write(claim.value)}{unit} (95 % interval {low} to {high}, {basis}); "
         f"to reach: {target}."
+    )
+
+
+def claims_note(claims: Sequence[Claim]) -> str:
+    """How claims are judged, and what there being several of them does to that."""
+    number = sum(claim.value is not None for claim in claims)
+    return (
+        "A number is reached where the whole 95 % interval of what was measured is at or above it, not "
+        "reached where all of it is below; else, or with fewer than six tasks, it cannot be said. Each "
+        "is judged on its own: the intervals are not corrected for "
+        f"{counted(number, number, 'numbers')} having been measured. Of twenty that stand exactly at "
+        "their mark, about one would be called reached or not by chance."
     )
 
 

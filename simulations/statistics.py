@@ -13,24 +13,27 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.stats import t
 
 from common.errors import InputError
 from simulations.experiments.experiment import Experiment
 from simulations.records import Record
+from simulations.significance import holm, signed_rank_p
 from simulations.way import Way
 
 CONFIDENCE = 0.95
 """Of all intervals; what is left is where a corrected p tells two ways apart."""
 FEWEST_PAIRS = 6
 """With fewer differing pairs no signed-rank test can reach p < 0.05."""
+ALIKE = 0.01
+"""Ways are alike where the whole interval of their difference lies within this, on both sides of zero."""
 
 X = float | str | None
 """Where a point stands: a number, a word, or None for "all" (a library) or "no axis"."""
 Interval = tuple[float, float]
 Values = Mapping[tuple[int, str], float]
 """What was measured, by seed and task."""
-Verdict = Literal["above", "below", "unclear", "tie", "same", "too few"]
+Verdict = Literal["above", "below", "alike", "unclear", "not shown", "same", "too few"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Comparison:
 
     `differing` counts the tasks whose difference is not zero; with fewer than FEWEST_PAIRS of them `test`
     is "too few" and there is no p. `corrected` is p after Holm, within the experiment. `verdict` says
-    above or below where that is under 0.05; "unclear" where it is not and yet the interval leaves out
-    zero, "tie" where it does not; "same" where no task differs; "too few" where so many tasks and
-    comparisons could never reach it.
+    above or below where that is under 0.05; "same" where no task differs; else "alike" where the whole
+    interval lies within ALIKE; "too few" where so many differing tasks could not have reached 0.05 beside
+    what the others came to; "unclear" where the interval leaves out zero; and "not shown" where it does
+    not, which is no proof that there is no difference.
     """
 
     line: str
@@ -109,6 +113,8 @@ class Result:
     lines: tuple[Line, ...]
     comparisons: tuple[Comparison, ...]
     gaps: tuple[Gap, ...]
+    by_lot: float | None = None
+    """Of recalls: the mean that neighbours by lot would have on the same tasks; None if not known."""
 
     @property
     def points(self) -> list[Point]:
@@ -128,10 +134,11 @@ def counted(least: int, most: int, what: str) -> str:
     return f"{most} {what if most != 1 else what.removesuffix('s')}"
 
 
-def result_of(experiment: Experiment, records: Iterable[Record]) -> Result:
+def result_of(experiment: Experiment, records: Iterable[Record], by_lot: Values | None = None) -> Result:
     """The numbers of an experiment, from the records of a run, of which it takes those that are its own.
 
-    InputError where two of its ways would be drawn as the same point.
+    `by_lot` are the recalls that lots would come to (see `simulations.lots`), of any tasks. InputError
+    where two of its ways would be drawn as the same point.
     """
     own = records_of(experiment, records)
     slots = _slots(experiment, own)
@@ -149,7 +156,20 @@ def result_of(experiment: Experiment, records: Iterable[Record]) -> Result:
         for point in line.points
         if (other := _counterpart(experiment, drawn, line, point)) is not None
     ]
-    return Result(experiment, drawn, tuple(judged(pairs)), tuple(_gaps(experiment, slots, own)))
+    return Result(
+        experiment,
+        drawn,
+        tuple(judged(pairs)),
+        tuple(_gaps(experiment, slots, own)),
+        _by_lot(experiment, own, by_lot or {}),
+    )
+
+
+def _by_lot(experiment: Experiment, records: Sequence[Record], by_lot: Values) -> float | None:
+    tasks = {(record.seed, record.task) for record in records if record.error is None}
+    if experiment.value != "recall" or not tasks or not tasks <= by_lot.keys():
+        return None
+    return float(over_tasks({key: by_lot[key] for key in tasks}).mean())
 
 
 def records_of(experiment: Experiment, records: Iterable[Record]) -> list[Record]:
@@ -211,47 +231,27 @@ def judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons of one experiment with p corrected by Holm, and what each says."""
     tested = [c for c in comparisons if c.p is not None]
     corrected = dict(zip(map(id, tested), holm([c.p for c in tested if c.p is not None]), strict=True))
-    # The least p that signed ranks of so many tasks can give, times the comparisons.
-    most = max((c.differing for c in tested), default=0)
-    decidable = len(tested) * 2.0 ** (1 - most) < 1 - CONFIDENCE
     found = []
     for c in comparisons:
+        others = [other.p for other in tested if other is not c and other.p is not None]
         p = corrected.get(id(c))
-        verdict: Verdict = "too few"
-        if c.tasks >= FEWEST_PAIRS and not c.differing:
-            verdict = "same"
-        elif p is not None and p < 1 - CONFIDENCE:
-            verdict = "above" if c.difference > 0 else "below"
-        elif p is not None and decidable:
-            sure = c.interval is not None and not c.interval[0] <= 0 <= c.interval[1]
-            verdict = "unclear" if sure else "tie"
-        found.append(replace(c, corrected=p, verdict=verdict))
+        found.append(replace(c, corrected=p, verdict=_verdict(replace(c, corrected=p), others)))
     return found
 
 
-def signed_rank_p(differences: np.ndarray) -> float:
-    """The exact two-sided p of Wilcoxon's signed-rank test, of differences none of which is zero.
-
-    Every choice of signs is counted, also where differences tie: scipy's own test approximates there,
-    or draws permutations, as its version and the number of pairs will have it.
-    """
-    doubled = (2 * rankdata(np.abs(differences))).astype(int)
-    ways = np.zeros(doubled.sum() + 1)
-    ways[0] = 1
-    for rank in doubled:
-        ways[rank:] += ways[:-rank].copy()
-    positive = int(doubled[differences > 0].sum())
-    least = min(positive, len(ways) - 1 - positive)
-    return min(1.0, float(2 * ways[: least + 1].sum() / ways.sum()))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the smallest p times their number, the next times one less, ..."""
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda k: ps[k])):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = highest
-    return corrected
+def _verdict(c: Comparison, others: Sequence[float]) -> Verdict:
+    """What a corrected comparison says, beside the uncorrected p of the experiment's others."""
+    low, high = c.interval or (-math.inf, math.inf)
+    if c.corrected is not None and c.corrected < 1 - CONFIDENCE:
+        return "above" if c.difference > 0 else "below"
+    if c.tasks >= FEWEST_PAIRS and not c.differing:
+        return "same"
+    if c.tasks >= FEWEST_PAIRS and low >= -ALIKE and high <= ALIKE:
+        return "alike"
+    # The least p that signed ranks of so many tasks can give.
+    if c.p is None or holm([2.0 ** (1 - c.differing), *others])[0] >= 1 - CONFIDENCE:
+        return "too few"
+    return "not shown" if low <= 0 <= high else "unclear"
 
 
 Slot = tuple[str, X, Way, str]

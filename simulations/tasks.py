@@ -95,10 +95,11 @@ def draw_tasks(
 def draw_mixture(
     classes: int, count: int, ways: Sequence[int], generator: np.random.Generator, prefix: str
 ) -> list[TaskChoice]:
-    """`count` tasks as a fleet brings them: of all these numbers of classes, close and random by turns,
-    every fourth in a domain of its own; the domains come one after the other.
+    """`count` tasks as a fleet brings them: close and random by turns, a pair of each number of classes
+    after the other, every fourth in a domain of its own; the domains come one after the other.
 
-    The first n of a longer list are a list of n. Errors as of `draw_tasks`.
+    These are not crossed: of two numbers of classes, random tasks of the second are all in another
+    domain, and no others. The first n of a longer list are a list of n. Errors as of `draw_tasks`.
     """
     shifted = [name for name in DOMAINS if name != "plain"]
     tasks = []
@@ -109,6 +110,32 @@ def draw_mixture(
         chosen = draw_classes(classes, size, kind, generator)
         tasks.append(TaskChoice(f"{prefix}{number:03d}-{kind}-{size}-{domain}", chosen, domain))
     return tasks
+
+
+def draw_library(classes: int, count: int) -> list[TaskChoice]:
+    """A run's library: tasks of ten and five classes, the same for all runs with so many `classes`."""
+    return draw_mixture(classes, count, (10, 5), np.random.default_rng(0), "library")
+
+
+def draw_new(classes: int, count: int, seeds: int, kinds: Sequence[str]) -> list[tuple[int, TaskChoice]]:
+    """A run's devices: `count` tasks of each kind and seed, with their seed.
+
+    Kinds are "new", of ten classes, "fresh", of ten again, "five", of five, and "shifted", of ten random
+    ones in another domain.
+    """
+    drawn: list[tuple[int, TaskChoice]] = []
+    for seed in range(seeds):
+        lots = [np.random.default_rng([1000 + seed, number]) for number in range(4)]
+        if "new" in kinds:
+            drawn += [(seed, c) for c in draw_tasks(classes, count, 10, lots[0], f"new{seed}-")]
+        if "fresh" in kinds:
+            drawn += [(seed, c) for c in draw_tasks(classes, count, 10, lots[3], f"fresh{seed}-")]
+        if "five" in kinds:
+            drawn += [(seed, c) for c in draw_tasks(classes, count, 5, lots[1], f"five{seed}-")]
+        if "shifted" in kinds:
+            mixture = draw_mixture(classes, 4 * count, (10,), lots[2], f"shifted{seed}-")
+            drawn += [(seed, c) for c in mixture if c.domain != "plain"]
+    return drawn
 
 
 def draw_classes(classes: int, ways: int, kind: Kind, generator: np.random.Generator) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class Way:
     """A way to a small network."""
 
     mask: str
-    """Who chooses the units: a name of `simulations.ways.WAYS`."""
+    """Who chooses the units: a name of `simulations.cells.WAYS`."""
     keep_ratio: float = 0.1
     """Share of the backbone's units."""
     iterations: int = 50

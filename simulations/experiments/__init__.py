@@ -6,7 +6,7 @@ from simulations.experiments.experiment import Experiment
 from simulations.experiments.healing import BACKBONE_HEALING, HEALING, HEALING_LENGTH
 from simulations.experiments.ideas import IDEAS
 from simulations.experiments.libraries import GROWTH, LIBRARY_SIZE, NEIGHBOURS
-from simulations.experiments.retrieval import PRIVACY, PRIVACY_ACCURACY, PROBE, SIMILARITY
+from simulations.experiments.retrieval import PRIVACIES, PRIVACY_ACCURACY, PROBES, SIMILARITY
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
@@ -24,8 +24,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         GROWTH,
         NEIGHBOURS,
         SIMILARITY,
-        PROBE,
-        PRIVACY,
+        *PROBES,
+        *PRIVACIES,
         PRIVACY_ACCURACY,
         IDEAS,
     )

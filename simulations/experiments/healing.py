@@ -20,6 +20,7 @@ HEALING = Experiment(
         Way("random", iterations=25, healing="mask", healing_iterations=200),
         Way("SMSP", iterations=25, healing="nearest", healing_iterations=200),
         Way("L1", iterations=25, healing="nearest", healing_iterations=200),
+        Way("dense", iterations=25),
     ),
     x="way",
     against=Way("SMSP", iterations=25, healing="library"),

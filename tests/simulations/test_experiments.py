@@ -304,6 +304,19 @@ def test_a_longer_mixture_of_tasks_begins_like_a_shorter_one():
     assert {len(choice.classes) for choice in long} == {5, 10}
 
 
+def test_in_a_mixture_of_ten_and_five_classes_only_random_tasks_of_five_are_in_another_domain():
+    drawn = draw_mixture(80, 40, (10, 5), np.random.default_rng(0), "t")
+    kinds = Counter(
+        (choice.name.split("-")[1], len(choice.classes), choice.domain == "plain") for choice in drawn
+    )
+    assert kinds == {
+        ("close", 10, True): 10,
+        ("random", 10, True): 10,
+        ("close", 5, True): 10,
+        ("random", 5, False): 10,
+    }
+
+
 def test_glyphs_are_a_pool_for_any_number_of_channels(monkeypatch):
     monkeypatch.setattr("simulations.pools.GLYPH_POOLS", {"glyphs": ("lao", "nko")})
     for channels in (1, 3):

@@ -1,6 +1,7 @@
 """Figures: what they show is in their text, and what a way looks like does not depend on the figure."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from simulations.experiments import EXPERIMENTS, Experiment
-from simulations.marks import INK, MARKS, SPARE, label_beside, marked
+from simulations.marks import INK, LOTS, MARKS, SPARE, label_beside, marked
 from simulations.overlap import LibraryMasks, overlaps
 from simulations.plots import bars, figure_of, lines, overlap, png, recall, svg
 from simulations.records import Record
@@ -68,6 +69,16 @@ def test_svg_is_one_element_that_loads_nothing_and_takes_the_pages_text_colour()
     assert parser.depth == 0
 
 
+@pytest.mark.parametrize("name", ["similarity", "probe-shifted", "privacy-shifted"])
+def test_figures_of_recall_show_what_lots_would_find(name):
+    result = replace(measured(EXPERIMENTS[name]), by_lot=0.31)
+    figure = figure_of(result)
+    assert "Grey: lots, 31.0 %." in svg(figure, name)
+    drawn = [line for line in figure.axes[0].lines if line.get_color() == LOTS]
+    assert [31.0 in (*line.get_xdata(), *line.get_ydata()) for line in drawn] == [True]
+    assert "Grey" not in svg(figure_of(measured(EXPERIMENTS[name])), name)
+
+
 def test_parts_of_two_figures_on_a_page_have_ids_of_their_own():
     result = measured(EXPERIMENTS["keep-ratio"])
     one, other = (svg(lines(result), name) for name in ("one", "other"))
@@ -123,6 +134,15 @@ def test_epsilon_runs_from_the_most_noise_to_none():
     figure = recall(measured(EXPERIMENTS["privacy"]))
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "8", "no noise"]
     assert list(figure.axes[0].lines[0].get_xdata()) == [0, 1, 2, 3]
+
+
+def test_ninety_percent_of_a_recall_are_counted_from_what_lots_would_find():
+    result = measured(EXPERIMENTS["privacy"])
+    free = [point.mean for line in result.lines for point in line.points if point.x == 0]
+    for lots, known in ((0.0, None), (0.31, 0.31)):
+        drawn = recall(replace(result, by_lot=known)).axes[0].lines
+        dotted = [line.get_ydata()[0] for line in drawn if line.get_linestyle() == ":"]
+        assert dotted == pytest.approx([100 * (lots + 0.9 * (mean - lots)) for mean in free])
 
 
 def test_names_beside_lines_do_not_cover_each_other():

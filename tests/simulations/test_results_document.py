@@ -24,5 +24,11 @@ def test_every_number_and_sentence_of_the_results_is_computed_from_the_records(
     assert drawn == {path.name for path in published.with_suffix("").iterdir()}
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_what_lots_would_find_is_known_of_every_published_task(run):
+    (read,) = read_runs([REPOSITORY / "benchmarks/results" / run], EXPERIMENTS)
+    assert {(record.seed, record.task) for record in read.records} <= read.by_lot.keys()
+
+
 def test_there_are_results():
     assert "resnet18" in RUNS

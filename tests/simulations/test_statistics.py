@@ -12,7 +12,8 @@ from simulations.claims import claims_of
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record
 from simulations.sentences import gap_sentence, headlines, sentence
-from simulations.statistics import holm, interval_of, result_of, signed_rank_p
+from simulations.significance import holm, signed_rank_p
+from simulations.statistics import Result, interval_of, result_of
 from simulations.way import Way
 
 SMSP, L1 = Way("SMSP"), Way("L1")
@@ -92,19 +93,61 @@ def test_rounding_errors_break_no_tie():
     assert compared.p == pytest.approx(signed_rank_p(np.array([1, 1, 1, 1, 1, -1])))
 
 
-def test_equal_on_every_task_is_the_same_and_noise_is_a_tie():
-    values = np.random.default_rng(0).uniform(0.3, 0.6, 12)
-    noise = 0.02 * np.array([1, -1.1] * 6) * np.linspace(1, 2, 12)
-    same, tie = (
-        result_of(TWO, records(SMSP, tasks(*(values + extra))) + records(L1, tasks(*values)))
-        for extra in (0 * noise, noise)
-    )
+def held_against(extra: np.ndarray) -> Result:
+    """SMSP against L1, so far above it on each task."""
+    values = np.random.default_rng(0).uniform(0.3, 0.6, len(extra))
+    return result_of(TWO, records(SMSP, tasks(*(values + extra))) + records(L1, tasks(*values)))
+
+
+def test_equal_on_every_task_is_the_same():
+    same = held_against(np.zeros(12))
     assert (same.comparisons[0].verdict, same.comparisons[0].differing) == ("same", 0)
     assert headlines(same) == [
         "SMSP and L1 come to the same on every task after 50 iterations (12 tasks, 1 seed)."
     ]
-    assert tie.comparisons[0].verdict == "tie"
-    assert headlines(tie)[0].startswith("A tie: SMSP and L1 after 50 iterations (")
+
+
+def test_what_is_not_significant_is_no_tie_but_no_difference_shown():
+    noise = 0.02 * np.array([1, -1.1] * 6) * np.linspace(1, 2, 12)
+    found = held_against(noise)
+    assert found.comparisons[0].verdict == "not shown"
+    assert headlines(found)[0].startswith("No difference shown: SMSP and L1 after 50 iterations (")
+
+
+@pytest.mark.parametrize(
+    ("spread", "verdict"),
+    [(0.014, "alike"), (0.017, "not shown")],  # half intervals of 0.0093 and 0.0113
+)
+def test_ways_are_alike_only_where_the_whole_interval_is_within_a_point(spread, verdict):
+    found = held_against(spread * np.array([1, -1] * 6))
+    assert found.comparisons[0].interval[1] == pytest.approx(
+        t.ppf(0.975, 11) * spread / math.sqrt(11), abs=1e-6
+    )
+    assert found.comparisons[0].verdict == verdict
+    assert ("Alike within 1 point: SMSP and L1" in headlines(found)[0]) == (verdict == "alike")
+
+
+def test_what_can_be_decided_depends_on_a_comparisons_own_differing_tasks():
+    few, many = Way("SMSP"), Way("random")
+    three = Experiment("three", "?", (few, many), "way", L1, "after")
+    signs = np.array([1, -1, 1, -1, 1, -1])
+    own = records(L1, tasks(*[0.4] * 12))
+    own += records(few, tasks(*np.concatenate([0.4 + 0.1 * signs, [0.4] * 6])))
+    own += records(many, tasks(*(0.4 + 0.05 * np.tile(signs, 2))))
+    verdicts = {c.line: (c.differing, c.verdict) for c in result_of(three, own).comparisons}
+    # Six signs alike give p = 1/32, which is 1/16 for two comparisons; twelve give 1/2048.
+    assert verdicts == {"SMSP": (6, "too few"), "random": (12, "not shown")}
+
+
+def test_a_comparison_that_the_others_leave_room_for_can_be_decided():
+    few, clear = Way("SMSP"), Way("random")
+    three = Experiment("three", "?", (few, clear), "way", L1, "after")
+    own = records(L1, tasks(*[0.4] * 12))
+    own += records(few, tasks(*(0.4 + 0.1 * np.array([1, -1, 1, -1, 1, -1] + [0] * 6))))
+    own += records(clear, tasks(*np.linspace(0.5, 0.6, 12)))
+    # Holm tests the clear one first, and then the other alone: p = 1/32 would do.
+    verdicts = {c.line: c.verdict for c in result_of(three, own).comparisons}
+    assert verdicts == {"SMSP": "not shown", "random": "above"}
 
 
 def test_more_comparisons_than_tasks_can_decide_are_too_few_tasks():
@@ -205,8 +248,8 @@ def test_a_difference_is_told_in_plain_words():
     ]
 
 
-def claim_about(words: str, own: list[Record]):
-    (claim,) = [claim for claim in claims_of(own) if words in claim.text]
+def claim_about(words: str, own: list[Record], by_lot: dict[tuple[int, str], float] | None = None):
+    (claim,) = [claim for claim in claims_of(own, by_lot=by_lot) if words in claim.text]
     return claim
 
 
@@ -261,9 +304,118 @@ def test_a_healed_library_is_held_against_what_an_operator_heals_without_one():
     assert claim.value == pytest.approx(0.04 / 0.2)
 
 
-def test_recall_claims_are_shares_of_the_recall_held_against():
+def early(way: Way, *values: float) -> list[Record]:
+    """What the way came to at 25 iterations."""
+    return records(way, tasks(*values), measured="at 25")
+
+
+def test_a_claim_holds_the_middle_of_a_tuning_against_no_end_of_a_shorter_one():
+    short = Way("SMSP", iterations=25)
+    own = early(short, *[0.6] * 6) + early(L1, *[0.5] * 6)
+    assert claim_about("best one-shot criterion", own).holds == "not measured"
+    own += early(replace(L1, iterations=25), *[0.4] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.value == pytest.approx(0.2)
+    assert claim.text.endswith("criterion (L1, of 1) after 25 iterations")
+
+
+def test_of_two_lengths_that_all_sides_share_a_claim_takes_the_default_one_and_says_so():
+    own = []
+    for length, ours in ((50, 0.55), (25, 0.65)):
+        own += early(Way("SMSP", iterations=length), *[ours] * 6)
+        own += early(Way("L1", iterations=length), *[0.5] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.value == pytest.approx(0.05)
+    assert claim.text.endswith("after 25 of 50 iterations")
+
+
+def test_the_best_criterion_is_that_of_the_same_tasks():
+    own = early(SMSP, *[0.6] * 5, 0.9) + early(L1, *[0.5] * 5, 0.8)
+    own += [r for r in early(Way("Taylor"), *[0.4] * 5, 0.85) if r.task.endswith("05")]
+    claim = claim_about("best one-shot criterion (L1, of 2)", own)
+    assert (claim.value, claim.tasks) == (pytest.approx(0.1), 6)
+
+
+def test_the_library_claim_needs_all_sides_in_one_length_of_tuning():
+    own = early(Way("dense"), *[0.6] * 6) + early(L1, *[0.4] * 6)
+    for entries, value in ((0, 0.4), (200, 0.5)):
+        own += early(Way("SMSP", iterations=25, entries=entries), *[value] * 6)
+    assert claim_about("a library of 200 tasks", own).holds == "not measured"
+    own += early(Way("dense", iterations=25), *[0.6] * 6) + early(Way("L1", iterations=25), *[0.4] * 6)
+    claim = claim_about("a library of 200 tasks", own)
+    assert claim.value == pytest.approx(0.5)
+    assert claim.text.endswith("after 25 iterations")
+
+
+def test_every_claim_can_be_measured_by_the_experiments():
+    own = [
+        Record(
+            0,
+            f"{kind}0-{k:02d}",
+            way,
+            dict.fromkeys(("at 25", "after", "recall"), 0.5 + 0.1 * (way.mask == "dense")),
+        )
+        for experiment in EXPERIMENTS.values()
+        for way in {experiment.against, *experiment.ways}
+        for kind in experiment.tasks
+        for k in range(6)
+    ]
+    lots = {(record.seed, record.task): 0.3 for record in own}
+    assert [c.text for c in claims_of(own, 200, 100, lots) if c.holds == "not measured"] == []
+
+
+def test_a_claim_names_a_healing_that_is_not_of_the_runs_own_length():
+    longer = Way("L1", healing="empty", healing_iterations=4000)
+    own = early(L1, *[0.4] * 6) + early(longer, *[0.6] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.text.startswith("L1 healed without a library (4,000 iterations of healing) is")
+    own += early(replace(longer, healing_iterations=None), *[0.5] * 6)
+    claim = claim_about("best one-shot criterion", own)
+    assert claim.text.startswith("L1 healed without a library is")
+    assert claim.value == pytest.approx(0.1)
+
+
+def test_recall_claims_are_shares_of_what_the_other_finds_above_lots():
     own = []
     for way, recall in ((Way("neighbours"), 0.76), (Way("neighbours", probe="backbone"), 0.8)):
         own += records(way, tasks(*[recall] * 6), measured="recall")
-    assert claim_about("whole backbone", own).value == pytest.approx(0.95)
-    assert claim_about("epsilon 8", own).holds == "not measured"
+    lots = dict.fromkeys(((0, task) for task in tasks(*[0] * 6)), 0.3)
+    assert claim_about("backbone's recall has above lots, for tasks of ten", own, lots).value == (
+        pytest.approx(0.46 / 0.5)
+    )
+    assert claim_about("recall without noise has above lots, for tasks of ten", own, lots).holds == (
+        "not measured"
+    )
+
+
+def test_what_is_found_for_one_kind_of_tasks_does_not_hide_what_is_not_for_another():
+    own, lots = [], {}
+    around = 0.01 * np.array([1, -1] * 3)
+    for kind, found in (("new", 0.9), ("five", 0.8), ("shifted", 0.2)):
+        of_kind = {f"{kind}0-{k:02d}": found + extra for k, extra in enumerate(around)}
+        lots |= {(0, task): 0.3 for task in of_kind}
+        for way in (Way("neighbours"), Way("neighbours", probe="backbone")):
+            own += records(way, of_kind, measured="recall")
+    claims = [claim for claim in claims_of(own, by_lot=lots) if "small probe" in claim.text]
+    assert [(c.holds, round(c.value, 6), c.tasks) for c in claims] == [
+        ("yes", 1.0, 6), ("yes", 1.0, 6), ("no", -0.1, 6),
+    ]  # fmt: skip
+    assert [claim.text.rpartition("tasks ")[2] for claim in claims] == [
+        "of ten classes", "of five classes", "of ten classes in another domain",
+    ]  # fmt: skip
+
+
+def test_no_experiment_pools_kinds_of_tasks():
+    assert {len(experiment.tasks) for experiment in EXPERIMENTS.values()} == {1}
+
+
+def test_a_recall_is_told_beside_what_lots_would_find_on_the_same_tasks():
+    way = Way("neighbours")
+    one = Experiment("one", "?", (way,), "way", way, "recall")
+    own = records(way, tasks(0.8, 0.9), measured="recall")
+    lots = {(0, "new0-00"): 0.2, (0, "new0-01"): 0.3, (0, "new0-02"): 0.7}
+    result = result_of(one, own, lots)
+    assert result.by_lot == pytest.approx(0.25)
+    assert headlines(result) == ["By lot the recall would be 25.0 % in the mean."]
+    assert result_of(one, own, {(0, "new0-00"): 0.2}).by_lot is None
+    assert result_of(TWO, records(SMSP, tasks(0.8, 0.9)), lots).by_lot is None
