@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
 """How steep logits may be, relative to what Gaussian classes would have."""
 SCALED_BY = 512
 """Images by which the classifier that tuning starts from is scaled."""
+LATEST = 128
+"""So many images' statistics normalise while batch norms' statistics are found: however many are in
+memory at a time."""
 HELD_OUT = 4
 """Every so manieth image decides on shrinkage and scale, and is fitted to only after that."""
 
@@ -41,27 +45,91 @@ def recalibrate_batch_norm(
 ) -> None:
     """Set every batch norm's statistics to those of `count` of this task's images in this network.
 
-    Cutting changes what reaches a layer; statistics of the whole backbone no longer fit it. A
-    network without batch norm, or a task of one image, is left as it is.
+    Cutting changes what reaches a layer; statistics of the whole backbone no longer fit it. The images
+    pass `batch` at a time. The first batch norm's statistics do not depend on `batch`; deeper
+    ones' hardly do, as all are normalised alike: see `_Followed`. A network without batch norm, or a
+    task of one image, is left as it is.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms or len(images) < 2:
+    followed = [_Followed(norm) for norm in norms if norm.track_running_stats]
+    if not followed or len(images) < 2:
         return
-    momenta = [norm.momentum for norm in norms]
     network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()
-    with torch.no_grad():
-        chosen = torch.randperm(len(images), generator=generator)[:count]
-        # Batches of equal size, as each counts the same in the average.
-        for indices in chosen.tensor_split(-(-len(chosen) // batch)):
-            network(on_device_of(network, images.batch(indices)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
+    chosen = torch.randperm(len(images), generator=generator)[:count]
+    with ExitStack() as hooks, torch.no_grad():
+        for norm in followed:
+            hooks.callback(norm.norm.register_forward_pre_hook(norm.follow).remove)
+        # Unless all fit at once, some pass before, or the first would be normalised by few others.
+        for passing in (chosen[:LATEST], chosen) if len(chosen) > batch else (chosen,):
+            for norm in followed:
+                norm.begin()
+            for indices in passing.split(batch):
+                for norm in followed:
+                    norm.arriving = len(indices)
+                network(on_device_of(network, images.batch(indices)))
+        for norm in followed:
+            norm.finish()
+
+
+class _Followed:
+    """A batch norm in evaluation mode while images pass: it normalises by the latest that passed.
+
+    By those in memory alone, as in training mode, a single image would be normalised by itself, and all
+    that tells images apart would be lost to the layers behind. By all since the first one, the lot of
+    those would weigh on every other. So the running statistics follow some `LATEST` images, those in
+    memory among them, and are set to the statistics of all when they have passed.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+        self.arriving = 0
+        self._seen = 0
+        self._nothing = (torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var))
+        self._of_latest = self._nothing
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on, images count as all; the latest stay what they are."""
+        self._passed = self._values = 0
+        self._of_all = self._nothing
+
+    def follow(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take in what arrives, (B, C, ...), before it is normalised."""
+        arrived = inputs[0]
+        others = [dimension for dimension in range(arrived.dim()) if dimension != 1]
+        mean = arrived.mean(others, keepdim=True)
+        # Many times faster than `torch.var_mean` where channels are last on a CPU.
+        part = mean.flatten(), (arrived - mean).square_().mean(others)
+        self._seen += self.arriving
+        self._passed += self.arriving
+        self._values += arrived.numel() // arrived.shape[1]
+        share = self.arriving / self._passed
+        self._of_all = _mixed(self._of_all, part, share)
+        share = self.arriving / min(self._seen, max(self.arriving, LATEST))
+        self._of_latest = _mixed(self._of_latest, part, share)
+        self._set(*self._of_latest)
+
+    def finish(self) -> None:
+        """Set the running statistics to those of all values, the variance without bias."""
+        if self._passed:
+            mean, variance = self._of_all
+            self._set(mean, variance * (self._values / max(self._values - 1, 1)))
+
+    def _set(self, mean: Tensor, variance: Tensor) -> None:
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(variance)
+
+
+def _mixed(
+    one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], share: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a mixture of two, of which `share` is of the other."""
+    (mean, variance), (other_mean, other_variance) = one, other
+    between = share * (1 - share) * (other_mean - mean) ** 2
+    return (
+        (1 - share) * mean + share * other_mean,
+        (1 - share) * variance + share * other_variance + between,
+    )
 
 
 def all_features(

@@ -126,6 +126,57 @@ def test_batch_norm_statistics_become_those_of_the_images(ours):
     assert not network.norm.training
 
 
+def lit_images(backbone: Backbone, count: int) -> PixelImages:
+    """Some bright, some dark: what tells them apart is the same in all of an image."""
+    images = images_of(backbone, count, classes=1)
+    light = torch.rand(count, 1, 1, 1, generator=generator())
+    return PixelImages((images.pixels * light).byte(), images.labels, backbone)
+
+
+@pytest.mark.parametrize("batch", [33, 32, 8, 3, 2, 1])
+def test_one_batch_norms_statistics_are_of_all_images_however_many_fit_at_a_time(ours, batch):
+    """At once, as 32 and one, or one by one: nothing of the variance between parts is lost."""
+    images = lit_images(ours.backbone, 33)
+    network = Normalised()
+    recalibrate_batch_norm(network, images, generator(), 33, batch)
+    data = images.batch(torch.arange(33)).transpose(0, 1).flatten(1)
+    assert torch.allclose(network.norm.running_mean, data.mean(1), atol=1e-5)
+    assert torch.allclose(network.norm.running_var, data.var(1), rtol=1e-4)
+
+
+class Deep(nn.Module):
+    """Four batch norms behind each other; the last one sees one value of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for channels, width, pool in ((3, 16, 4), (16, 16, 2), (16, 16, 4), (16, 64, 1)):
+            conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(pool)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("batch", [32, 3, 2, 1])
+def test_deep_batch_norms_statistics_hardly_depend_on_how_many_images_fit(ours, batch):
+    """Those of all images at once are right: each layer's are of what reaches it then."""
+    images = lit_images(ours.backbone, 400)
+    found: list[Any] = []
+    with torch.random.fork_rng(devices=[]):
+        for at_once in (len(images), batch):
+            network = Deep()
+            recalibrate_batch_norm(network, images, generator(), len(images), at_once)
+            found.append([m for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+    for right, norm in zip(*found, strict=True):
+        ratio = norm.running_var / right.running_var
+        assert float(ratio.log().abs().mean()) < 0.1
+        apart = (norm.running_mean - right.running_mean) / right.running_var.sqrt()
+        assert float(apart.abs().mean()) < 0.05
+
+
 def test_batch_norm_sees_at_most_the_count_of_images(ours):
     """The first ones of the generator's permutation."""
     images = images_of(ours.backbone, per_class=20)
