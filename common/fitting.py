@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.backbone import Backbone, features
-from common.images import LabelledImages
+from common.images import LabelledImages, in_turn
 
 BATCH = 32
 """Images at a time where no gradient is computed, unless less is asked for: as many as tuning takes, so
@@ -22,6 +23,9 @@ SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
 """How steep logits may be, relative to what Gaussian classes would have."""
 SCALED_BY = 512
 """Images by which the classifier that tuning starts from is scaled."""
+LATEST = 128
+"""So many images' statistics normalise while batch norms' statistics are found: however many are in
+memory at a time."""
 HELD_OUT = 4
 """Every so manieth image decides on shrinkage and scale, and is fitted to only after that."""
 
@@ -41,27 +45,91 @@ def recalibrate_batch_norm(
 ) -> None:
     """Set every batch norm's statistics to those of `count` of this task's images in this network.
 
-    Cutting changes what reaches a layer; statistics of the whole backbone no longer fit it. A
-    network without batch norm, or a task of one image, is left as it is.
+    Cutting changes what reaches a layer; statistics of the whole backbone no longer fit it. The images
+    pass `batch` at a time. The first batch norm's statistics do not depend on `batch`; deeper
+    ones' hardly do, as all are normalised alike: see `_Followed`. A network without batch norm, or a
+    task of one image, is left as it is.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms or len(images) < 2:
+    followed = [_Followed(norm) for norm in norms if norm.track_running_stats]
+    if not followed or len(images) < 2:
         return
-    momenta = [norm.momentum for norm in norms]
     network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()
-    with torch.no_grad():
-        chosen = torch.randperm(len(images), generator=generator)[:count]
-        # Batches of equal size, as each counts the same in the average.
-        for indices in chosen.tensor_split(-(-len(chosen) // batch)):
-            network(on_device_of(network, images.batch(indices)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
+    chosen = torch.randperm(len(images), generator=generator)[:count]
+    with ExitStack() as hooks, torch.no_grad():
+        for norm in followed:
+            hooks.callback(norm.norm.register_forward_pre_hook(norm.follow).remove)
+        # Unless all fit at once, some pass before, or the first would be normalised by few others.
+        for passing in (chosen[:LATEST], chosen) if len(chosen) > batch else (chosen,):
+            for norm in followed:
+                norm.begin()
+            for indices in passing.split(batch):
+                for norm in followed:
+                    norm.arriving = len(indices)
+                network(on_device_of(network, images.batch(indices)))
+        for norm in followed:
+            norm.finish()
+
+
+class _Followed:
+    """A batch norm in evaluation mode while images pass: it normalises by the latest that passed.
+
+    By those in memory alone, as in training mode, a single image would be normalised by itself, and all
+    that tells images apart would be lost to the layers behind. By all since the first one, the lot of
+    those would weigh on every other. So the running statistics follow some `LATEST` images, those in
+    memory among them, and are set to the statistics of all when they have passed.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+        self.arriving = 0
+        self._seen = 0
+        self._nothing = (torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var))
+        self._of_latest = self._nothing
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on, images count as all; the latest stay what they are."""
+        self._passed = self._values = 0
+        self._of_all = self._nothing
+
+    def follow(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take in what arrives, (B, C, ...), before it is normalised."""
+        arrived = inputs[0]
+        others = [dimension for dimension in range(arrived.dim()) if dimension != 1]
+        mean = arrived.mean(others, keepdim=True)
+        # Many times faster than `torch.var_mean` where channels are last on a CPU.
+        part = mean.flatten(), (arrived - mean).square_().mean(others)
+        self._seen += self.arriving
+        self._passed += self.arriving
+        self._values += arrived.numel() // arrived.shape[1]
+        share = self.arriving / self._passed
+        self._of_all = _mixed(self._of_all, part, share)
+        share = self.arriving / min(self._seen, max(self.arriving, LATEST))
+        self._of_latest = _mixed(self._of_latest, part, share)
+        self._set(*self._of_latest)
+
+    def finish(self) -> None:
+        """Set the running statistics to those of all values, the variance without bias."""
+        if self._passed:
+            mean, variance = self._of_all
+            self._set(mean, variance * (self._values / max(self._values - 1, 1)))
+
+    def _set(self, mean: Tensor, variance: Tensor) -> None:
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(variance)
+
+
+def _mixed(
+    one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], share: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a mixture of two, of which `share` is of the other."""
+    (mean, variance), (other_mean, other_variance) = one, other
+    between = share * (1 - share) * (other_mean - mean) ** 2
+    return (
+        (1 - share) * mean + share * other_mean,
+        (1 - share) * variance + share * other_variance + between,
+    )
 
 
 def all_features(
@@ -96,20 +164,29 @@ def accuracy(network: nn.Module, images: LabelledImages, batch: int = BATCH) -> 
 
 @dataclass(frozen=True)
 class GaussianClasses:
-    """Classes as Gaussians of one common covariance: means (K, D), counts (K,), covariance (D, D)."""
+    """Classes as Gaussians of one common covariance: means (K, D), counts (K,), covariance (D, D).
+
+    `counts` are the images that the task has of each class, also where they were not all looked at.
+    """
 
     means: Tensor
     counts: Tensor
     covariance: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, labels: Tensor, classes: int) -> GaussianClasses:
-        """The Gaussians of features (N, D), float64, labelled int64 (N,) in [0, K)."""
+    def of(
+        cls, rows: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None
+    ) -> GaussianClasses:
+        """The Gaussians of features (N, D), float64, labelled int64 (N,) in [0, K).
+
+        `weights`, float64 (K,), are how many images of the task one of each class stands for; else one.
+        """
         counts = torch.bincount(labels, minlength=classes).double()
         means = torch.zeros(classes, rows.shape[1], dtype=rows.dtype)
         means.index_add_(0, labels, rows)
         means /= counts.clamp(min=1)[:, None]
         within = rows - means[labels]
+        counts = counts if weights is None else counts * weights
         return cls(means, counts, within.T @ within / len(rows))
 
     def classifier(self, shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -132,7 +209,7 @@ class Fitted:
     """What `fit` found: the classes, how far it shrank and scaled, and the features it had of images.
 
     `features` (N, D), computed `batch` at a time, and `labels` (N,) are those of the images at
-    `indices` (N,).
+    `indices` (N,). `weights` (K,) are how many images of the task one of each class stands for.
     """
 
     classes: GaussianClasses
@@ -140,12 +217,13 @@ class Fitted:
     scale: float
     indices: Tensor
     labels: Tensor
+    weights: Tensor
     features: Tensor
     batch: int
 
     @property
     def held_out_loss(self) -> float:
-        """Mean cross-entropy of the images, each by a classifier that was fitted to others.
+        """Mean cross-entropy of the task's images, each by a classifier that was fitted to others.
 
         In as many parts as for shrinkage and scale. Where images are too few for that, one classifier
         is fitted to all of them.
@@ -153,15 +231,17 @@ class Fitted:
         rows, classes = self.features.double(), len(self.classes.counts)
         if len(rows) < 2 * HELD_OUT * classes:
             weight, bias = self.classes.classifier(self.shrinkage)
-            return float(functional.cross_entropy(self.scale * (rows @ weight.T + bias), self.labels))
+            logits = self.scale * (rows @ weight.T + bias)
+            return float(functional.cross_entropy(logits, self.labels, self.weights))
         total = 0.0
         for part in range(HELD_OUT):
             held = torch.arange(len(rows)) % HELD_OUT == part
-            found = GaussianClasses.of(rows[~held], self.labels[~held], classes)
+            found = GaussianClasses.of(rows[~held], self.labels[~held], classes, self.weights)
             weight, bias = found.classifier(self.shrinkage)
             logits = self.scale * (rows[held] @ weight.T + bias)
-            total += float(functional.cross_entropy(logits, self.labels[held], reduction="sum"))
-        return total / len(rows)
+            losses = functional.cross_entropy(logits, self.labels[held], self.weights, reduction="sum")
+            total += float(losses)
+        return total / float(self.weights[self.labels].sum())
 
     def first_features(self, network: nn.Module, images: LabelledImages, count: int) -> Tensor:
         """Features (count, D) of the first images: computed only where they are not there yet."""
@@ -184,30 +264,41 @@ def fit(
     """Fit batch norm and the classifier to at most `count` images, `batch` at a time; what was found.
 
     The classifier is linear discriminant analysis on the network's own features. How far to shrink
-    its covariance, and how steep its logits are, is decided by a part of the images held out.
+    its covariance, and how steep its logits are, is decided by a part of the images held out. Where the
+    task has more images, it looks at the same number of every class, as far as there are, and takes how
+    frequent a class is from all labels: no class is left out unless there are more than `count`.
     """
     recalibrate_batch_norm(network, images, generator, count, batch)
-    chosen = torch.randperm(len(images), generator=generator)[:count]
+    order = torch.randperm(len(images), generator=generator)
+    # In an order by lot, not in turn: what is held out, every so manieth, must be of all classes.
+    chosen = order[torch.isin(order, in_turn(images.labels, order)[:count])]
     kept = all_features(network, images, chosen, batch)
     rows = kept.double()
     labels = images.labels[chosen]
-    found, shrinkage, scale = classified(rows, labels, classes)
+    drawn = torch.bincount(labels, minlength=classes).clamp(min=1)
+    weights = torch.bincount(images.labels, minlength=classes).double() / drawn
+    found, shrinkage, scale = classified(rows, labels, classes, weights)
     _assign(network, backbone, found.classifier(shrinkage), scale)
-    return Fitted(found, shrinkage, scale, chosen, labels, kept, batch)
+    return Fitted(found, shrinkage, scale, chosen, labels, weights, kept, batch)
 
 
-def classified(rows: Tensor, labels: Tensor, classes: int) -> tuple[GaussianClasses, float, float]:
-    """The classes of features float64 (N, D), and the shrinkage and scale that fit images best."""
-    found = GaussianClasses.of(rows, labels, classes)
+def classified(
+    rows: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None
+) -> tuple[GaussianClasses, float, float]:
+    """The classes of features float64 (N, D), and the shrinkage and scale that fit images best.
+
+    `weights`, float64 (K,), are how many images of the task one of each class stands for; else one.
+    """
+    found = GaussianClasses.of(rows, labels, classes, weights)
     held = torch.arange(len(rows)) % HELD_OUT == 0
     if len(rows) >= 2 * HELD_OUT * classes:
-        part = GaussianClasses.of(rows[~held], labels[~held], classes)
+        part = GaussianClasses.of(rows[~held], labels[~held], classes, weights)
         best = min(
-            (_best_scale(part, shrinkage, rows[held], labels[held]) for shrinkage in SHRINKAGES),
+            _best_scale(part, shrinkage, rows[held], labels[held], weights) for shrinkage in SHRINKAGES
         )
         _, shrinkage, scale = best
     else:
-        _, shrinkage, scale = _best_scale(found, 1.0, rows, labels)
+        _, shrinkage, scale = _best_scale(found, 1.0, rows, labels, weights)
     return found, shrinkage, scale
 
 
@@ -225,12 +316,16 @@ def start_from_means(
 
 
 def _best_scale(
-    found: GaussianClasses, shrinkage: float, rows: Tensor, labels: Tensor
+    found: GaussianClasses,
+    shrinkage: float,
+    rows: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
 ) -> tuple[float, float, float]:
     """(cross-entropy, shrinkage, scale) of the scale that fits these images best."""
     weight, bias = found.classifier(shrinkage)
     logits = rows @ weight.T + bias
-    losses = torch.stack([functional.cross_entropy(logits * scale, labels) for scale in SCALES])
+    losses = torch.stack([functional.cross_entropy(logits * scale, labels, weights) for scale in SCALES])
     return float(losses.min()), shrinkage, float(SCALES[losses.argmin()])
 
 

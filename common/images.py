@@ -153,6 +153,20 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
             yield order[start : start + size]
 
 
+def in_turn(labels: Tensor, order: Tensor) -> Tensor:
+    """The images of an order, int64 (N,), anew: one of every class in turn, while it has any.
+
+    Within a class the order stays. The first of them are of all classes alike, however rare one is.
+    """
+    own = labels[order]
+    by_class = own.argsort(stable=True)
+    counts = own.bincount()
+    firsts = counts.cumsum(0) - counts
+    turns = torch.empty_like(order)
+    turns[by_class] = torch.arange(len(order)) - firsts[own[by_class]]
+    return order[turns.argsort(stable=True)]
+
+
 ToPixels = Callable[[Image.Image], Tensor]
 """What makes an image the backbone's input: uint8 (C, H, W)."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from client.artefacts.runnable import import_for, onnx_logits, onnx_session
 from client.export import quiet
 from common.errors import UnsupportedModel
-from common.images import LabelledImages
+from common.images import LabelledImages, in_turn
 
 CALIBRATION_IMAGES = 256
 """At most so many training images, of all classes alike, tell the ranges of activations."""
@@ -109,13 +109,7 @@ def quantised(graph: bytes, images: LabelledImages, done: Callable[[str], object
 
 def drawn_images(labels: Tensor, most: int) -> Tensor:
     """Indices, int64 (N,), of at most so many images: in turn one of every class, each time the same."""
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(labels), generator=generator)
-    turns = torch.empty(len(labels), dtype=torch.int64)
-    for label in labels.unique():
-        own = torch.nonzero(labels[order] == label).flatten()
-        turns[own] = torch.arange(len(own))
-    return order[torch.sort(turns, stable=True).indices[:most]]
+    return in_turn(labels, torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)))[:most]
 
 
 def counts_in_32_bits() -> bool:

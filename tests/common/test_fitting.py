@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from toys import Example, example, images_of, task_of
 
 from common.backbone import Backbone
 from common.fitting import (
+    Fitted,
     GaussianClasses,
     accuracy,
     all_features,
+    classified,
     fit,
     recalibrate_batch_norm,
     start_from_means,
@@ -123,6 +126,57 @@ def test_batch_norm_statistics_become_those_of_the_images(ours):
     assert not network.norm.training
 
 
+def lit_images(backbone: Backbone, count: int) -> PixelImages:
+    """Some bright, some dark: what tells them apart is the same in all of an image."""
+    images = images_of(backbone, count, classes=1)
+    light = torch.rand(count, 1, 1, 1, generator=generator())
+    return PixelImages((images.pixels * light).byte(), images.labels, backbone)
+
+
+@pytest.mark.parametrize("batch", [33, 32, 8, 3, 2, 1])
+def test_one_batch_norms_statistics_are_of_all_images_however_many_fit_at_a_time(ours, batch):
+    """At once, as 32 and one, or one by one: nothing of the variance between parts is lost."""
+    images = lit_images(ours.backbone, 33)
+    network = Normalised()
+    recalibrate_batch_norm(network, images, generator(), 33, batch)
+    data = images.batch(torch.arange(33)).transpose(0, 1).flatten(1)
+    assert torch.allclose(network.norm.running_mean, data.mean(1), atol=1e-5)
+    assert torch.allclose(network.norm.running_var, data.var(1), rtol=1e-4)
+
+
+class Deep(nn.Module):
+    """Four batch norms behind each other; the last one sees one value of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for channels, width, pool in ((3, 16, 4), (16, 16, 2), (16, 16, 4), (16, 64, 1)):
+            conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(pool)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("batch", [32, 3, 2, 1])
+def test_deep_batch_norms_statistics_hardly_depend_on_how_many_images_fit(ours, batch):
+    """Those of all images at once are right: each layer's are of what reaches it then."""
+    images = lit_images(ours.backbone, 400)
+    found: list[Any] = []
+    with torch.random.fork_rng(devices=[]):
+        for at_once in (len(images), batch):
+            network = Deep()
+            recalibrate_batch_norm(network, images, generator(), len(images), at_once)
+            found.append([m for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+    for right, norm in zip(*found, strict=True):
+        ratio = norm.running_var / right.running_var
+        assert float(ratio.log().abs().mean()) < 0.1
+        apart = (norm.running_mean - right.running_mean) / right.running_var.sqrt()
+        assert float(apart.abs().mean()) < 0.05
+
+
 def test_batch_norm_sees_at_most_the_count_of_images(ours):
     """The first ones of the generator's permutation."""
     images = images_of(ours.backbone, per_class=20)
@@ -183,7 +237,83 @@ def test_the_same_seed_fits_the_same_network(ours):
 
 def test_fitting_sees_at_most_the_count_of_images(ours):
     found = fit(network_of(ours), ours.backbone, task_of(ours.backbone).train, 3, generator(), 10)
-    assert int(found.classes.counts.sum()) == 10
+    assert len(found.indices) == len(found.labels) == len(found.features) == 10
+
+
+def uneven_images(backbone: Backbone, counts: Sequence[int], seed: int = 0) -> PixelImages:
+    """So many images of each class, sorted by class as in a directory."""
+    images = images_of(backbone, max(counts), len(counts), seed)
+    chosen = [torch.nonzero(images.labels == k).flatten()[:n] for k, n in enumerate(counts)]
+    return PixelImages(images.pixels[torch.cat(chosen)], images.labels[torch.cat(chosen)], backbone)
+
+
+UNEVEN = (60, 60, 60, 60, 2, 2, 2, 2)
+
+
+def test_a_rare_class_is_looked_at_however_few_images_are(ours):
+    """A uniform draw of 24 of 248 images would have on average 6 of the 8 rare ones' classes missing."""
+    images = uneven_images(ours.backbone, UNEVEN)
+    for seed in range(3):
+        network = network_of(ours, classes=8)
+        found = fit(network, ours.backbone, images, 8, generator(seed), count=24)
+        assert torch.bincount(found.labels).tolist() == [4, 4, 4, 4, 2, 2, 2, 2]
+        evaluation = images_of(ours.backbone, per_class=8, classes=8, seed=2)
+        predicted = network(evaluation.batch(torch.arange(64))).argmax(1)
+        for label in range(8):
+            assert (predicted[evaluation.labels == label] == label).any()
+
+
+def test_how_frequent_a_class_is_comes_from_all_labels(ours):
+    images = uneven_images(ours.backbone, UNEVEN)
+    found = fit(network_of(ours, classes=8), ours.backbone, images, 8, generator(), count=24)
+    assert found.classes.counts.tolist() == list(UNEVEN)
+    assert found.weights.tolist() == [15.0] * 4 + [1.0] * 4
+
+
+def test_the_images_held_out_are_of_all_classes_where_some_are_drawn(ours):
+    """In turn, every fourth image of four classes would be of the same class."""
+    images = images_of(ours.backbone, per_class=40, classes=4)
+    found = fit(network_of(ours, classes=4), ours.backbone, images, 4, generator(), count=80)
+    assert len(found.labels[::4].unique()) == 4
+
+
+def test_where_all_images_are_looked_at_each_stands_for_itself_in_an_order_by_lot(ours):
+    images = uneven_images(ours.backbone, UNEVEN)
+    network = network_of(ours, classes=8)
+    found = fit(network, ours.backbone, images, 8, generator(3), count=len(images))
+    lot = generator(3)
+    torch.randperm(len(images), generator=lot)  # for batch norm
+    assert torch.equal(found.indices, torch.randperm(len(images), generator=lot))
+    classes, shrinkage, scale = classified(found.features.double(), found.labels, 8)
+    assert (found.shrinkage, found.scale) == (shrinkage, scale)
+    for one, other in zip(found.classes.classifier(0.1), classes.classifier(0.1), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_losses_weigh_images_by_what_they_stand_for():
+    """Each image of a class that is drawn a third of counts as three of it do."""
+    noise = torch.randn(90, 2, generator=generator(1), dtype=torch.float64)
+    labels = torch.arange(90) % 3
+    rows = noise + labels[:, None]
+    weights = torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64)
+    drawn = Fitted(
+        GaussianClasses.of(rows, labels, 3, weights),
+        1.0,
+        1.0,
+        torch.arange(90),
+        labels,
+        weights,
+        rows,
+        32,
+    )
+    assert drawn.classes.counts.tolist() == [30, 90, 30]
+    total = 0.0
+    for part in range(4):
+        held = torch.arange(90) % 4 == part
+        weight, bias = GaussianClasses.of(rows[~held], labels[~held], 3, weights).classifier(1.0)
+        chances = (rows[held] @ weight.T + bias).softmax(1)[torch.arange(int(held.sum())), labels[held]]
+        total -= float((weights[labels[held]] * chances.log()).sum())
+    assert drawn.held_out_loss == pytest.approx(total / 150)
 
 
 def test_tuning_starts_from_class_means_whatever_was_fitted(ours):
