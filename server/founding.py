@@ -24,6 +24,7 @@ from common.rebuild import rebuild
 from common.structure import Kind
 from common.subnetwork import SubNetwork
 from common.task_data import Task
+from server.admission import check_weights
 from server.budget import allot
 from server.library import Entry, Library, seed_entry
 from server.proved_table import proved_table
@@ -91,7 +92,9 @@ def seed_library(
 
     `tasks` are names and how to load each. A task that is stored already is not done again, so an
     interrupted run goes on where it stopped. Each task's randomness comes from `seed` and its name.
+    Raises MismatchError for weights that the library was not founded on.
     """
+    check_weights(weights, library.weights_digest)
     offer = library.offer
     budget = Budget(keep_ratio=keep_ratio)
     entries = []

@@ -10,7 +10,7 @@ from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
 from common.backbone import weights_digest
 from common.budget import Budget
-from common.errors import BudgetError, InputError, UnsupportedModel
+from common.errors import BudgetError, InputError, MismatchError, UnsupportedModel
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.importance import magnitude
@@ -221,6 +221,15 @@ def test_seeds_vote_as_soon_as_the_library_is_served(library, weights, tasks):
 def test_founding_and_seeding_leave_the_backbones_weights_as_they_are(library, weights, tasks):
     seed(library, weights, tasks[:1])
     assert weights_digest(weights) == library.weights_digest
+
+
+def test_another_networks_masks_are_never_seeded(library, weights, tasks):
+    """One number of one tensor differs, as all do where the checkpoint was forgotten."""
+    name = next(iter(weights))
+    other = {**weights, name: weights[name] + 1}
+    with pytest.raises(MismatchError, match="founded on.*give the checkpoint it was founded on"):
+        seed(library, other, tasks[:1], progress=lambda *_: pytest.fail("it was pruned"))
+    assert len(library) == 0
 
 
 def test_what_cannot_be_proved_is_never_cut(path, backbone, weights, images, monkeypatch):
