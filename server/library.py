@@ -23,7 +23,7 @@ from common.mask import Mask
 from common.signature import TaskSignature
 from common.structure import Structure
 from server import library_contents
-from server.admission import admit, check_asker, check_structure
+from server.admission import admit, check_asker, check_contributor, check_structure
 from server.entries import Entry, EntryFacts, EntryMethod, Removal, Statistics, StoredAssignment
 from server.library_file import LibraryFile, create
 from server.library_header import Header, read_header, write_header
@@ -136,10 +136,12 @@ class Library:
         """Store what a device is assigned; returns what is stored, which is what to answer.
 
         For a request that was assigned before that is the first assignment, and nothing changes.
-        Raises InputError if the description differs from the first one's, AccessError if another
-        contributor's request has this id, MismatchError for a signature or a mask of another library.
+        Raises InputError if the description differs from the first one's, or for a contributor's name
+        that cannot be kept, AccessError if another contributor's request has this id, MismatchError for a
+        signature or a mask of another library.
         """
         description = assignment.description
+        check_contributor(assignment.contributor)
         check_structure(assignment.mask, self.offer)
         self.offer.probe.check(description.signature)
         if self.file.write(partial(self._assign, assignment)):
@@ -205,9 +207,10 @@ class Library:
     ) -> Receipt:
         """Make an operator's own task an entry, named by `seed_entry`; the same again changes nothing.
 
-        Raises InputError if the entry is taken by something else, or a number is out of range;
-        MismatchError for a signature or a mask of another library.
+        Raises InputError if the entry is taken by something else, a number is out of range, or the
+        contributor's name cannot be kept; MismatchError for a signature or a mask of another library.
         """
+        check_contributor(contributor)
         contribution = Contribution(entry, mask, accuracy_before, accuracy_after, iterations)
         check_structure(mask, self.offer)
         self.offer.probe.check(signature)

@@ -227,8 +227,16 @@ def test_another_networks_masks_are_never_seeded(library, weights, tasks):
     """One number of one tensor differs, as all do where the checkpoint was forgotten."""
     name = next(iter(weights))
     other = {**weights, name: weights[name] + 1}
-    with pytest.raises(MismatchError, match="founded on.*give the checkpoint it was founded on"):
+    with pytest.raises(MismatchError, match=r"founded on.*give the checkpoint it was founded on"):
         seed(library, other, tasks[:1], progress=lambda *_: pytest.fail("it was pruned"))
+    assert len(library) == 0
+
+
+def test_a_tasks_name_that_cannot_be_kept_is_told_before_anything_is_pruned(library, weights, tasks):
+    """`operator:` and 192 characters are one too many; the task before would take its minutes."""
+    load = tasks[0][1]
+    with pytest.raises(InputError, match=r"201 characters.*at most 200 characters: take another"):
+        seed(library, weights, [("first", load), ("x" * 192, load)])
     assert len(library) == 0
 
 

@@ -18,6 +18,7 @@ from common.errors import AccessError, InputError, LibraryError, MismatchError
 from common.exchange import Contribution, Neighbour, Receipt, TaskDescription
 from common.mask import Mask
 from server.library import Entry, Library, seed_entry
+from server.operator_codec import decode_facts, encode_facts
 
 INJECTION = "'); DROP TABLE tasks; --"
 
@@ -259,6 +260,26 @@ def test_masks_and_signatures_of_another_library_are_refused(library, offer):
         library.seed(request_id(1), ours.description.signature, their_mask, **numbers)
     with pytest.raises(MismatchError):
         library.seed(request_id(1), their_signature, ours.mask, **numbers)
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "k\udcfcche"], ids=["too long", "bytes that are no text"])
+def test_a_contributors_name_that_no_operator_could_be_told_is_refused(library, offer, name):
+    """One such entry would make every list of the whole library fail where it is served."""
+    ours = stored_assignment(offer, 1)
+    numbers = {"accuracy_before": 0.0, "accuracy_after": 1.0, "iterations": 1}
+    with pytest.raises(InputError, match=r"characters.*at most 200 characters: take another"):
+        library.assigned(replace(ours, contributor=name))
+    with pytest.raises(InputError, match=r"characters.*at most 200 characters: take another"):
+        library.seed(request_id(1), ours.description.signature, ours.mask, contributor=name, **numbers)
+    assert library.statistics().unanswered == len(library) == 0
+
+
+def test_the_longest_contributors_name_is_kept_and_told(library, offer):
+    library.assigned(replace(stored_assignment(offer, 1), contributor="ü" * 200))
+    library.record(contribution(offer, 1))
+    (facts,) = library.facts()
+    assert facts.contributor == "ü" * 200
+    assert decode_facts(encode_facts(facts)) == facts
 
 
 # A new library
