@@ -27,6 +27,7 @@ from common.task_data import Task
 from server.admission import check_contributor, check_weights
 from server.budget import allot
 from server.library import Entry, Library, seed_entry
+from server.library_file import check_is_free
 from server.proved_table import proved_table
 
 PROBE_KEEP_RATIO = 0.25
@@ -48,8 +49,10 @@ def found_library(
 
     What of the structure is not proved to be cut right is frozen; the proof comes from the cache
     (`server.proved_table`), and `watch` is called with groups checked and groups in all where it is
-    not there. Raises UnsupportedModel where nothing is left.
+    not there. Raises UnsupportedModel where nothing is left, and InputError where there is a file
+    already, before anything is proved.
     """
+    check_is_free(path)
     structure = proved_table(backbone, watch=watch).structure(kinds)
     if not structure.groups:
         reasons = "; ".join(structure.frozen.values()) or "it has no coupled units"

@@ -8,7 +8,6 @@ sha256 sums of its content, and a row that fails them is never served.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -90,13 +89,6 @@ class Library:
         Raises InputError where there is a file already.
         """
         path = Path(path)
-        # SQLite would replay a write-ahead log that an earlier library left into the new one.
-        for taken in (path, path.with_name(f"{path.name}-wal")):
-            if os.path.lexists(taken):
-                raise InputError(
-                    f"there is a file {taken} already, and a new library overwrites nothing; "
-                    "open that library, move the file away, or give another path"
-                )
         create(path, partial(write_header, offer=offer, weights_digest=weights_digest))
         return cls.open(path)
 

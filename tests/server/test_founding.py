@@ -139,7 +139,9 @@ def test_the_same_seed_founds_the_same_probe_and_another_seed_another(
     assert probe_digest("one", 1) == probe_digest("same", 1) != probe_digest("other", 2)
 
 
-def test_no_library_is_founded_over_another(path, library, backbone, weights, images):
+def test_no_library_is_founded_over_another(path, library, backbone, weights, images, monkeypatch):
+    """Which is told before anything is proved or fitted: for a large model that takes minutes."""
+    monkeypatch.setattr(founding, "proved_table", lambda *_, **__: pytest.fail("it was proved"))
     with pytest.raises(InputError, match="overwrites nothing"):
         found_library(path, backbone, weights, images)
 

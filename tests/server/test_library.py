@@ -18,6 +18,7 @@ from common.errors import AccessError, InputError, LibraryError, MismatchError
 from common.exchange import Contribution, Neighbour, Receipt, TaskDescription
 from common.mask import Mask
 from server.library import Entry, Library, seed_entry
+from server.library_file import appearing
 from server.operator_codec import decode_facts, encode_facts
 
 INJECTION = "'); DROP TABLE tasks; --"
@@ -295,6 +296,18 @@ def test_creating_overwrites_no_file(path, offer, stocked):
     with pytest.raises(InputError, match=r"library\.db-wal already"):
         Library.create(path, offer, WEIGHTS_DIGEST)
     assert not path.exists()
+
+
+def test_a_file_that_came_while_a_library_was_made_stays(tmp_path, path):
+    def make() -> None:
+        with appearing(path) as made:
+            made.write_text("the library")
+            path.write_text("somebody was quicker")
+
+    with pytest.raises(InputError, match="overwrites nothing"):
+        make()
+    assert path.read_text() == "somebody was quicker"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("pages", [1, 10, 100])
