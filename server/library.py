@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy import Connection, Row, bindparam, select
 
@@ -24,12 +24,12 @@ from common.structure import Structure
 from server import library_contents
 from server.admission import admit, check_asker, check_contributor, check_structure
 from server.entries import Entry, EntryFacts, EntryMethod, Removal, Statistics, StoredAssignment
+from server.library_contents import Numbers, Revision, revision_of
 from server.library_file import LibraryFile, create
 from server.library_header import Header, read_header, write_header
 from server.library_rows import (
     ASSIGN,
     INSERT,
-    LAST_POSITION,
     RECORD,
     asked_values,
     assigned_values,
@@ -40,11 +40,10 @@ from server.library_rows import (
     row_of,
 )
 from server.library_schema import is_whole, tasks
-from server.removals import LAST_REMOVAL, Decision, check_reason, decide, since, standing
+from server.removals import Decision, check_reason, decide, since, standing
 
 __all__ = ["Entry", "EntryMethod", "Library", "Revision", "StoredAssignment", "seed_entry"]
 
-REVISION = select(LAST_POSITION.scalar_subquery(), LAST_REMOVAL.scalar_subquery())
 SINCE = select(tasks).where(tasks.c.position > bindparam("after")).order_by(tasks.c.position)
 POSITION = select(tasks.c.position).where(tasks.c.id == bindparam("task"))
 
@@ -52,16 +51,6 @@ POSITION = select(tasks.c.position).where(tasks.c.id == bindparam("task"))
 def seed_entry(name: str, signature: TaskSignature) -> str:
     """The entry of an operator's own task: 32 hexadecimal digits, the same for the same task."""
     return hashlib.sha256(f"{signature.digest} {name}".encode()).hexdigest()[:32]
-
-
-class Revision(NamedTuple):
-    """How far a library has got: its last entry, and the last line in its log of removals; 0 is none.
-
-    Later ones are larger: what was committed between is behind the earlier one.
-    """
-
-    position: int
-    removal: int
 
 
 class Library:
@@ -76,6 +65,7 @@ class Library:
         self.path = file.path
         self.header = header
         self.weights_digest = header.weights_digest
+        self._numbers = Numbers(file)
 
     @property
     def offer(self) -> Offer:
@@ -241,8 +231,7 @@ class Library:
     def revision(self) -> Revision:
         """How far it has got, whoever wrote it; quick enough to be asked before every vote."""
         with self.file.reading() as connection:
-            position, removal = connection.execute(REVISION).one()
-        return Revision(position or 0, removal or 0)
+            return revision_of(connection)
 
     def __len__(self) -> int:
         """How many entries are recorded, removed and damaged ones too: what the last receipt said."""
@@ -322,7 +311,7 @@ class Library:
 
     def statistics(self) -> Statistics:
         """What it holds, in numbers; damaged entries are counted."""
-        return library_contents.statistics(self.file)
+        return self._numbers.read()
 
     def _facts_of(self, connection: Connection, entry: str) -> EntryFacts:
         row = self._recorded(connection, entry)
