@@ -158,7 +158,8 @@ def check_is_free(path: Path) -> None:
             )
 
 
-RESTORE = "restore the file from a backup, or create a new library"
+RESTORE_FILE = "restore the file from what `maskvote-server backup` wrote"
+RESTORE = f"{RESTORE_FILE}, or create a new library"
 
 PERMIT = "allow this user to write the file and its directory, then try again"
 WAIT = "wait for the process that keeps it locked, or end it, then try again"
