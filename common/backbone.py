@@ -266,7 +266,19 @@ def read_weights(path: Path, backbone: Backbone) -> dict[str, Tensor]:
 
 
 def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
-    """The weights that timm publishes for the model (this downloads them, or finds them cached)."""
+    """The weights that timm publishes for the model (this downloads them, or finds them cached).
+
+    Where it publishes a model without a classifier, that is of zeros. WeightsError where they cannot be
+    had, and for another number of classes than the published one: timm would draw such a classifier by
+    lot, and the digest would be another each time.
+    """
+    published = _published_classes(backbone)
+    if published not in (0, backbone.num_classes):
+        raise WeightsError(
+            f"timm's weights of {backbone.model} have {published:,} classes, asked are "
+            f"{backbone.num_classes:,}; give a checkpoint with {backbone.num_classes:,}, or leave "
+            "--num-classes out"
+        )
     try:
         network = timm.create_model(
             backbone.model,
@@ -279,7 +291,17 @@ def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
             f"timm's weights of {backbone.model} cannot be had here ({error}); "
             "give a checkpoint file instead"
         ) from error
-    return dict(network.state_dict())
+    weights = dict(network.state_dict())
+    if not published:
+        blank = [name for name in backbone.classifier_tensors if name in weights]
+        weights |= {name: torch.zeros_like(weights[name]) for name in blank}
+    return weights
+
+
+def _published_classes(backbone: Backbone) -> int:
+    """How many classes timm says that the weights which it publishes have; 0 is no classifier."""
+    network: Any = backbone.skeleton()
+    return network.pretrained_cfg["num_classes"]
 
 
 def classes_of(checkpoint: Path | None, model: str) -> int | None:

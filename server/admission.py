@@ -35,6 +35,17 @@ def check_weights(weights: Weights, founded_on: str) -> None:
         )
 
 
+def check_contributor(name: str) -> None:
+    """Raise InputError unless entries can be kept under this name, and told to operators elsewhere."""
+    # Bytes of a path or an argument that are no text come as surrogates.
+    is_text = not any("\ud800" <= character <= "\udfff" for character in name)
+    if len(name) > MAX_NAME_CHARACTERS or not is_text:
+        raise InputError(
+            f"the contributor {name[:40]!r} has {len(name)} characters; a name is text of at most "
+            f"{MAX_NAME_CHARACTERS} characters: take another"
+        )
+
+
 def check_asker(request_id: str, asked_by: str, contributor: str | None) -> None:
     """Raise AccessError if somebody else asked a request. None is the operator, "" any without a name."""
     if contributor is not None and contributor != asked_by:

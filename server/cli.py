@@ -34,8 +34,10 @@ COMMANDS = {
                      "Take an ENTRY of LIBRARY out of all votes from now on.", torch=False),
     "restore": Source("server.operate_cli", "restore_entry",
                       "Let a removed ENTRY of LIBRARY vote again.", torch=False),
+    "backup": Source("server.operate_cli", "back_up_library",
+                     "Copy LIBRARY, whole and checked, to the new FILE.", torch=False),
     "export": Source("server.operate_cli", "export_entries",
-                     "Write the entries of LIBRARY that are not removed to FILE: to keep, or to import "
+                     "Write the entries of LIBRARY that are not removed to FILE, to import them "
                      "elsewhere.", torch=False),
     "import": Source("server.operate_cli", "import_entries",
                      "Add the entries in FILE to LIBRARY, which is of the same backbone and probe.",

@@ -42,7 +42,9 @@ def offer(library: Path, file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @CHECKPOINT
 @voting_options(VotingSettings())
-@click.option("--contributor", default="", help="Who asks; kept with the entry.")
+@click.option(
+    "--contributor", default="", help="Who asks, in at most 200 characters; kept with the entry."
+)
 @HEAL_IMAGES
 @HEAL_SECONDS
 def assign(

@@ -24,8 +24,10 @@ from common.rebuild import rebuild
 from common.structure import Kind
 from common.subnetwork import SubNetwork
 from common.task_data import Task
+from server.admission import check_contributor, check_weights
 from server.budget import allot
 from server.library import Entry, Library, seed_entry
+from server.library_file import check_is_free
 from server.proved_table import proved_table
 
 PROBE_KEEP_RATIO = 0.25
@@ -47,8 +49,10 @@ def found_library(
 
     What of the structure is not proved to be cut right is frozen; the proof comes from the cache
     (`server.proved_table`), and `watch` is called with groups checked and groups in all where it is
-    not there. Raises UnsupportedModel where nothing is left.
+    not there. Raises UnsupportedModel where nothing is left, and InputError where there is a file
+    already, before anything is proved.
     """
+    check_is_free(path)
     structure = proved_table(backbone, watch=watch).structure(kinds)
     if not structure.groups:
         reasons = "; ".join(structure.frozen.values()) or "it has no coupled units"
@@ -91,7 +95,12 @@ def seed_library(
 
     `tasks` are names and how to load each. A task that is stored already is not done again, so an
     interrupted run goes on where it stopped. Each task's randomness comes from `seed` and its name.
+    Raises MismatchError for weights that the library was not founded on, InputError for a name that
+    cannot be kept.
     """
+    check_weights(weights, library.weights_digest)
+    for name, _ in tasks:
+        check_contributor(_contributor(name))  # not only once its mask is to be stored
     offer = library.offer
     budget = Budget(keep_ratio=keep_ratio)
     entries = []
@@ -122,7 +131,12 @@ def seed_library(
                 accuracy_before=adapted.before,
                 accuracy_after=adapted.after,
                 iterations=settings.iterations,
-                contributor=f"operator:{name}",
+                contributor=_contributor(name),
             )
         entries.append(library.entry(entry))
     return entries
+
+
+def _contributor(name: str) -> str:
+    """Who stands behind the mask of an operator's own task."""
+    return f"operator:{name}"

@@ -8,12 +8,11 @@ sha256 sums of its content, and a row that fails them is never served.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy import Connection, Row, bindparam, select
 
@@ -23,14 +22,14 @@ from common.mask import Mask
 from common.signature import TaskSignature
 from common.structure import Structure
 from server import library_contents
-from server.admission import admit, check_asker, check_structure
+from server.admission import admit, check_asker, check_contributor, check_structure
 from server.entries import Entry, EntryFacts, EntryMethod, Removal, Statistics, StoredAssignment
+from server.library_contents import Numbers, Revision, revision_of
 from server.library_file import LibraryFile, create
 from server.library_header import Header, read_header, write_header
 from server.library_rows import (
     ASSIGN,
     INSERT,
-    LAST_POSITION,
     RECORD,
     asked_values,
     assigned_values,
@@ -41,11 +40,10 @@ from server.library_rows import (
     row_of,
 )
 from server.library_schema import is_whole, tasks
-from server.removals import LAST_REMOVAL, Decision, check_reason, decide, since, standing
+from server.removals import Decision, check_reason, decide, since, standing
 
 __all__ = ["Entry", "EntryMethod", "Library", "Revision", "StoredAssignment", "seed_entry"]
 
-REVISION = select(LAST_POSITION.scalar_subquery(), LAST_REMOVAL.scalar_subquery())
 SINCE = select(tasks).where(tasks.c.position > bindparam("after")).order_by(tasks.c.position)
 POSITION = select(tasks.c.position).where(tasks.c.id == bindparam("task"))
 
@@ -53,16 +51,6 @@ POSITION = select(tasks.c.position).where(tasks.c.id == bindparam("task"))
 def seed_entry(name: str, signature: TaskSignature) -> str:
     """The entry of an operator's own task: 32 hexadecimal digits, the same for the same task."""
     return hashlib.sha256(f"{signature.digest} {name}".encode()).hexdigest()[:32]
-
-
-class Revision(NamedTuple):
-    """How far a library has got: its last entry, and the last line in its log of removals; 0 is none.
-
-    Later ones are larger: what was committed between is behind the earlier one.
-    """
-
-    position: int
-    removal: int
 
 
 class Library:
@@ -77,6 +65,7 @@ class Library:
         self.path = file.path
         self.header = header
         self.weights_digest = header.weights_digest
+        self._numbers = Numbers(file)
 
     @property
     def offer(self) -> Offer:
@@ -90,13 +79,6 @@ class Library:
         Raises InputError where there is a file already.
         """
         path = Path(path)
-        # SQLite would replay a write-ahead log that an earlier library left into the new one.
-        for taken in (path, path.with_name(f"{path.name}-wal")):
-            if os.path.lexists(taken):
-                raise InputError(
-                    f"there is a file {taken} already, and a new library overwrites nothing; "
-                    "open that library, move the file away, or give another path"
-                )
         create(path, partial(write_header, offer=offer, weights_digest=weights_digest))
         return cls.open(path)
 
@@ -136,10 +118,12 @@ class Library:
         """Store what a device is assigned; returns what is stored, which is what to answer.
 
         For a request that was assigned before that is the first assignment, and nothing changes.
-        Raises InputError if the description differs from the first one's, AccessError if another
-        contributor's request has this id, MismatchError for a signature or a mask of another library.
+        Raises InputError if the description differs from the first one's, or for a contributor's name
+        that cannot be kept, AccessError if another contributor's request has this id, MismatchError for a
+        signature or a mask of another library.
         """
         description = assignment.description
+        check_contributor(assignment.contributor)
         check_structure(assignment.mask, self.offer)
         self.offer.probe.check(description.signature)
         if self.file.write(partial(self._assign, assignment)):
@@ -205,9 +189,10 @@ class Library:
     ) -> Receipt:
         """Make an operator's own task an entry, named by `seed_entry`; the same again changes nothing.
 
-        Raises InputError if the entry is taken by something else, or a number is out of range;
-        MismatchError for a signature or a mask of another library.
+        Raises InputError if the entry is taken by something else, a number is out of range, or the
+        contributor's name cannot be kept; MismatchError for a signature or a mask of another library.
         """
+        check_contributor(contributor)
         contribution = Contribution(entry, mask, accuracy_before, accuracy_after, iterations)
         check_structure(mask, self.offer)
         self.offer.probe.check(signature)
@@ -246,8 +231,7 @@ class Library:
     def revision(self) -> Revision:
         """How far it has got, whoever wrote it; quick enough to be asked before every vote."""
         with self.file.reading() as connection:
-            position, removal = connection.execute(REVISION).one()
-        return Revision(position or 0, removal or 0)
+            return revision_of(connection)
 
     def __len__(self) -> int:
         """How many entries are recorded, removed and damaged ones too: what the last receipt said."""
@@ -327,7 +311,7 @@ class Library:
 
     def statistics(self) -> Statistics:
         """What it holds, in numbers; damaged entries are counted."""
-        return library_contents.statistics(self.file)
+        return self._numbers.read()
 
     def _facts_of(self, connection: Connection, entry: str) -> EntryFacts:
         row = self._recorded(connection, entry)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
@@ -17,6 +18,7 @@ from server.library_file import LibraryFile
 from server.library_header import Header
 from server.library_rows import (
     INSERT,
+    LAST_POSITION,
     RECORD,
     asked_values,
     entry_of,
@@ -25,7 +27,7 @@ from server.library_rows import (
     row_of,
 )
 from server.library_schema import is_whole, tasks
-from server.removals import removed_entries, standing
+from server.removals import LAST_REMOVAL, removed_entries, standing
 
 PAGE_ENTRIES = 100
 """Entries that are read, or stored, at a time."""
@@ -49,6 +51,7 @@ VOTING = (
     .where(tasks.c.position.is_not(None), tasks.c.id.not_in(removed_entries))
     .group_by(tasks.c.method, tasks.c.contributor)
 )
+REVISION = select(LAST_POSITION.scalar_subquery(), LAST_REMOVAL.scalar_subquery())
 RECORDED = select(func.count()).where(tasks.c.position.is_not(None))
 UNANSWERED = select(func.count()).where(tasks.c.position.is_(None))
 
@@ -71,29 +74,72 @@ def recorded(file: LibraryFile, header: Header) -> Iterator[tuple[Entry, Removal
         after = rows[-1].position
 
 
-def statistics(file: LibraryFile) -> Statistics:
-    """The library in numbers. Entries that are damaged are counted, as their rows are not read."""
-    with file.reading() as connection:
-        groups = connection.execute(VOTING).all()
-        entries = connection.execute(RECORDED).scalar_one()
-        unanswered = connection.execute(UNANSWERED).scalar_one()
-        file_bytes = file.path.stat().st_size
-    by_method: dict[str, int] = {}
-    by_contributor: dict[str, int] = {}
-    for method, contributor, count, _, _ in groups:
-        by_method[method] = by_method.get(method, 0) + count
-        by_contributor[contributor] = by_contributor.get(contributor, 0) + count
-    voting = sum(by_method.values())
-    return Statistics(
-        voting=voting,
-        removed=entries - voting,
-        unanswered=unanswered,
-        by_method=by_method,
-        by_contributor=by_contributor,
-        accuracy_before=sum(group[3] for group in groups) / max(1, voting),
-        accuracy_after=sum(group[4] for group in groups) / max(1, voting),
-        file_bytes=file_bytes,
-    )
+class Revision(NamedTuple):
+    """How far a library has got: its last entry, and the last line in its log of removals; 0 is none.
+
+    Later ones are larger: what was committed between is behind the earlier one.
+    """
+
+    position: int
+    removal: int
+
+
+def revision_of(connection: Connection) -> Revision:
+    """How far the library has got in the state that this transaction reads."""
+    position, removal = connection.execute(REVISION).one()
+    return Revision(position or 0, removal or 0)
+
+
+class Tally(NamedTuple):
+    """Of a method and a contributor: how many entries vote, and their accuracies in sum."""
+
+    method: str
+    contributor: str
+    entries: int
+    before: float
+    after: float
+
+
+class Numbers:
+    """A library in numbers, for whoever asks again and again. Threads may share them.
+
+    What is summed over the entries that vote is kept until the revision is another: a row's accuracies
+    lie behind its signature and masks, so that to sum them is to read the whole file.
+    """
+
+    def __init__(self, file: LibraryFile) -> None:
+        self._file = file
+        self._summed: tuple[Revision, list[Tally]] | None = None
+
+    def read(self) -> Statistics:
+        """Its numbers now. Entries that are damaged are counted, as their sums are not checked."""
+        with self._file.reading() as connection:
+            tallies = self._tallies(connection)
+            entries = connection.execute(RECORDED).scalar_one()
+            unanswered = connection.execute(UNANSWERED).scalar_one()
+            file_bytes = self._file.path.stat().st_size
+        by_method: Counter[str] = Counter()
+        by_contributor: Counter[str] = Counter()
+        for tally in tallies:
+            by_method[tally.method] += tally.entries
+            by_contributor[tally.contributor] += tally.entries
+        voting = sum(by_method.values())
+        return Statistics(
+            voting=voting,
+            removed=entries - voting,
+            unanswered=unanswered,
+            by_method=dict(by_method),
+            by_contributor=dict(by_contributor),
+            accuracy_before=sum(tally.before for tally in tallies) / max(1, voting),
+            accuracy_after=sum(tally.after for tally in tallies) / max(1, voting),
+            file_bytes=file_bytes,
+        )
+
+    def _tallies(self, connection: Connection) -> list[Tally]:
+        revision, summed = revision_of(connection), self._summed
+        if summed is None or summed[0] != revision:
+            self._summed = summed = revision, [Tally(*row) for row in connection.execute(VOTING)]
+        return summed[1]
 
 
 def take_in(file: LibraryFile, header: Header, entries: Iterable[Entry]) -> tuple[int, int]:

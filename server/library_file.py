@@ -14,7 +14,7 @@ from urllib.parse import quote
 import sqlalchemy
 from sqlalchemy import Connection, Engine, QueuePool
 
-from common.errors import DamagedError, LibraryError
+from common.errors import DamagedError, InputError, LibraryError
 from common.files import sync_directory
 from server.write_queue import WriteQueue, database_of
 
@@ -116,12 +116,8 @@ class LibraryFile:
 
 
 def create(path: Path, fill: Callable[[Connection], None]) -> None:
-    """A new file that `fill` has filled; it appears whole or not at all."""
-    with (
-        reported(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workshop,
-    ):
-        made = Path(workshop) / path.name
+    """A new file that `fill` has filled, as of `appearing`."""
+    with appearing(path) as made:
         engine = connect(made, create=True)
         try:
             with engine.begin() as connection:
@@ -131,11 +127,39 @@ def create(path: Path, fill: Callable[[Connection], None]) -> None:
                 database_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             engine.dispose()
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Where to make a new file: at `path`, and whole, once this is left without an error, or not at all.
+
+    InputError where there is a file already, LibraryError where none can be made.
+    """
+    check_is_free(path)
+    with (
+        reported(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workshop,
+    ):
+        made = Path(workshop) / path.name
+        yield made
+        check_is_free(path)  # somebody may have been quicker
         os.replace(made, path)
         sync_directory(path.parent)
 
 
-RESTORE = "restore the file from a backup, or create a new library"
+def check_is_free(path: Path) -> None:
+    """Raise InputError where there is a file already, or the log of an earlier library's."""
+    # SQLite would replay a write-ahead log that an earlier library left into the new one.
+    for taken in (path, path.with_name(f"{path.name}-wal")):
+        if os.path.lexists(taken):
+            raise InputError(
+                f"there is a file {taken} already, and a new library overwrites nothing; "
+                "open that library, move the file away, or give another path"
+            )
+
+
+RESTORE_FILE = "restore the file from what `maskvote-server backup` wrote"
+RESTORE = f"{RESTORE_FILE}, or create a new library"
 
 PERMIT = "allow this user to write the file and its directory, then try again"
 WAIT = "wait for the process that keeps it locked, or end it, then try again"

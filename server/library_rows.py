@@ -16,7 +16,7 @@ from common.exchange import Contribution, Neighbour, TaskDescription
 from common.mask import Mask
 from common.signature import TaskSignature
 from server.entries import Entry, EntryMethod, StoredAssignment
-from server.library_file import DamagedRow
+from server.library_file import RESTORE_FILE, DamagedRow
 from server.library_header import Header
 from server.library_schema import ASKED, OUTCOME, Values, is_whole, now, seal, tasks
 
@@ -34,7 +34,7 @@ def row_of(connection: Connection, task: str) -> Row[Any] | None:
     if row is not None and not is_whole(row):
         raise DamagedRow(
             f"its row of task {task} is damaged, and such a row is not served; ask under a new request "
-            "id, or restore the file from a backup"
+            f"id, or {RESTORE_FILE}"
         )
     return row
 

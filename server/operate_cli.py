@@ -16,12 +16,22 @@ from server import entry_tables
 from server.entries import Operations
 from server.entries_file import count_entries, read_entries, write_entries
 from server.library import Library
+from server.library_backup import back_up
 from server.remote_library import RemoteLibrary
 
 REMOTE = "grpc://"
 OPERATOR = "operator"
 """Who removes and restores in the library's file; on a server it is the name of a token."""
 
+
+def _in_its_file(context: click.Context, parameter: click.Parameter, library: str) -> Path:
+    if library.startswith(REMOTE):
+        raise InputError(f"{library} is no file, and this needs one; run this where its library is")
+    return Path(library)
+
+
+LIBRARY = click.argument("library", callback=_in_its_file)
+"""Of a command that works on a library's file alone."""
 ENTRY = click.argument("entry")
 REASON = click.option("--reason", required=True, help="Why, for those who look later.")
 FILE = click.argument("file", type=click.Path(path_type=Path))
@@ -70,8 +80,12 @@ def list_entries(library: str, connect: Connect, as_json: bool) -> None:
     with opened(library, connect) as operations:
         entry_tables.show_entries(library, operations.facts(), operations.structure, as_json)
         if isinstance(operations, Library):
-            for entry in operations.damaged:
-                click.echo(f"warning: entry {entry} is damaged and takes no part", err=True)
+            _warn_of_damage(operations)
+
+
+def _warn_of_damage(library: Library) -> None:
+    for entry in library.damaged:
+        click.echo(f"warning: entry {entry} is damaged and takes no part", err=True)
 
 
 @click.command("show")
@@ -122,11 +136,30 @@ def restore_entry(library: str, entry: str, connect: Connect, reason: str) -> No
     click.echo(f"entry {facts.entry} takes part in votes")
 
 
+@click.command("backup")
+@LIBRARY
+@FILE
+def back_up_library(library: Path, file: Path) -> None:
+    """Copy LIBRARY, whole and checked, to the new FILE. It may be served meanwhile.
+
+    Example: maskvote-server backup birds.db birds.backup
+    """
+    with Library.open(library) as opened, progress() as bars:
+        bar = bars.add_task("Copying", total=None)
+
+        def watch(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        entries = back_up(opened, file, watch)
+        _warn_of_damage(opened)
+    click.echo(f"{file}: {entries:,} entries, {file.stat().st_size:,} bytes")
+
+
 @click.command("export")
 @on_library
 @FILE
 def export_entries(library: str, file: Path, connect: Connect) -> None:
-    """Write the entries of LIBRARY that are not removed to FILE: to keep, or to import elsewhere.
+    """Write the entries of LIBRARY that are not removed to FILE, to import them elsewhere.
 
     Example: maskvote-server export birds.db birds.entries
     """

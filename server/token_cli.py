@@ -8,20 +8,11 @@ from pathlib import Path
 import click
 
 from common.command_line import settings_option, show, show_json
-from common.errors import InputError
 from server import tokens
 from server.entry_tables import in_seconds
 from server.library import Library
-from server.operate_cli import JSON, REMOTE
+from server.operate_cli import JSON, LIBRARY
 
-
-def _file(context: click.Context, parameter: click.Parameter, library: str) -> Path:
-    if library.startswith(REMOTE):
-        raise InputError(f"{library} hands out no tokens; run this where its library is, with the file")
-    return Path(library)
-
-
-LIBRARY = click.argument("library", callback=_file)
 NAME = click.argument("name")
 
 

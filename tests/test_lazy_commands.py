@@ -67,7 +67,9 @@ WITHOUT_TORCH = [(package, name) for package, name in COMMANDS if not GROUPS[pac
 
 
 def test_commands_that_do_not_compute_are_known():
-    operations = {"list", "show", "remove", "restore", "export", "import", "statistics", "token"}
+    operations = {
+        "list", "show", "remove", "restore", "backup", "export", "import", "statistics", "token"
+    }  # fmt: skip
     assert {*WITHOUT_TORCH} == {("client", "predict"), *(("server", name) for name in operations)}
 
 
@@ -91,6 +93,8 @@ def test_an_operator_is_told_what_is_wrong_before_torch_is_imported(tmp_path):
         ["show", library, "1d8f"],
         ["remove", library, "1d8f", *reason],
         ["restore", library, "1d8f", *reason],
+        ["backup", library, file],
+        ["backup", "grpc://kitchen", file],
         ["export", library, file],
         ["import", library, file],
         ["list", "grpc://kitchen"],
@@ -103,7 +107,7 @@ def test_an_operator_is_told_what_is_wrong_before_torch_is_imported(tmp_path):
         ["token", "revoke", library],
     ]
     ended, modules = call_one_by_one("server.cli", lines)
-    assert [status for status, _ in ended] == [4, 4, 4, 4, 4, 4, 4, 2, 2, 2, 0, 0, 4, 2, 4, 2]
+    assert [status for status, _ in ended] == [4, 4, 4, 4, 4, 4, 4, 2, 4, 2, 2, 2, 0, 0, 4, 2, 4, 2]
     assert modules & {"torch", "torchvision", "timm"} == set()
 
 

@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
@@ -10,6 +12,7 @@ from toys import Example, example
 
 from common.backbone import (
     Backbone,
+    backbone_weights,
     features,
     pretrained_weights,
     read_weights,
@@ -211,6 +214,46 @@ def test_without_a_network_published_weights_are_refused_with_what_to_do(monkeyp
 def test_weights_that_nobody_publishes_are_refused_and_not_made_up():
     with pytest.raises(WeightsError, match="No pretrained weights exist"):
         pretrained_weights(Backbone.from_timm("lcnet_035"))
+
+
+def publish(monkeypatch, path: Path, classes: int) -> None:
+    """Let timm publish a file's tensors as test_resnet's, with so many classes."""
+    known, name = timm.models._registry._model_pretrained_cfgs, "test_resnet"
+    published = replace(known[name], file=str(path), num_classes=classes)
+    monkeypatch.setitem(known, name, published)
+
+
+def test_published_weights_are_the_same_at_every_load(monkeypatch, tmp_path):
+    backbone = Backbone.from_timm("test_resnet")
+    tensors = timm.create_model("test_resnet").state_dict()
+    save_file(tensors, tmp_path / "published.safetensors")
+    publish(monkeypatch, tmp_path / "published.safetensors", 1000)
+    first, again = pretrained_weights(backbone), backbone_weights(backbone, None)
+    assert weights_digest(first) == weights_digest(again) == weights_digest(tensors)
+
+
+@pytest.mark.parametrize("classes", [1, 20, 1001])
+def test_classes_that_timm_has_not_published_are_refused_before_anything_is_fetched(classes):
+    """timm would draw a classifier by lot: nobody could serve a library founded on it."""
+    backbone = Backbone.from_timm("resnet18", num_classes=classes)
+    with pytest.raises(
+        WeightsError,
+        match=f"resnet18 have 1,000 classes, asked are {classes:,}; give a checkpoint with",
+    ):
+        backbone_weights(backbone, None)
+
+
+@pytest.mark.parametrize("classes", [None, 20])
+def test_what_is_published_without_a_classifier_gets_one_of_zeros(monkeypatch, tmp_path, classes):
+    """As backbones that were taught without labels are; their features are what was published."""
+    headless = timm.create_model("test_resnet", num_classes=0).state_dict()
+    save_file(headless, tmp_path / "published.safetensors")
+    publish(monkeypatch, tmp_path / "published.safetensors", 0)
+    backbone = Backbone.from_timm("test_resnet", num_classes=classes)
+    weights = pretrained_weights(backbone)
+    assert weights_digest(backbone.without_classifiers(weights)) == weights_digest(headless)
+    assert weights["fc.weight"].shape == (classes or 1000, 96)
+    assert not any(weights[name].any() for name in backbone.classifier_tensors)
 
 
 def test_without_a_network_a_model_on_the_hub_is_refused_as_any_other(monkeypatch, tmp_path):

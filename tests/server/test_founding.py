@@ -10,7 +10,7 @@ from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
 
 from common.backbone import weights_digest
 from common.budget import Budget
-from common.errors import BudgetError, InputError, UnsupportedModel
+from common.errors import BudgetError, InputError, MismatchError, UnsupportedModel
 from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.importance import magnitude
@@ -139,7 +139,9 @@ def test_the_same_seed_founds_the_same_probe_and_another_seed_another(
     assert probe_digest("one", 1) == probe_digest("same", 1) != probe_digest("other", 2)
 
 
-def test_no_library_is_founded_over_another(path, library, backbone, weights, images):
+def test_no_library_is_founded_over_another(path, library, backbone, weights, images, monkeypatch):
+    """Which is told before anything is proved or fitted: for a large model that takes minutes."""
+    monkeypatch.setattr(founding, "proved_table", lambda *_, **__: pytest.fail("it was proved"))
     with pytest.raises(InputError, match="overwrites nothing"):
         found_library(path, backbone, weights, images)
 
@@ -221,6 +223,23 @@ def test_seeds_vote_as_soon_as_the_library_is_served(library, weights, tasks):
 def test_founding_and_seeding_leave_the_backbones_weights_as_they_are(library, weights, tasks):
     seed(library, weights, tasks[:1])
     assert weights_digest(weights) == library.weights_digest
+
+
+def test_another_networks_masks_are_never_seeded(library, weights, tasks):
+    """One number of one tensor differs, as all do where the checkpoint was forgotten."""
+    name = next(iter(weights))
+    other = {**weights, name: weights[name] + 1}
+    with pytest.raises(MismatchError, match=r"founded on.*give the checkpoint it was founded on"):
+        seed(library, other, tasks[:1], progress=lambda *_: pytest.fail("it was pruned"))
+    assert len(library) == 0
+
+
+def test_a_tasks_name_that_cannot_be_kept_is_told_before_anything_is_pruned(library, weights, tasks):
+    """`operator:` and 192 characters are one too many; the task before would take its minutes."""
+    load = tasks[0][1]
+    with pytest.raises(InputError, match=r"201 characters.*at most 200 characters: take another"):
+        seed(library, weights, [("first", load), ("x" * 192, load)])
+    assert len(library) == 0
 
 
 def test_what_cannot_be_proved_is_never_cut(path, backbone, weights, images, monkeypatch):

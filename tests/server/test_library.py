@@ -18,6 +18,8 @@ from common.errors import AccessError, InputError, LibraryError, MismatchError
 from common.exchange import Contribution, Neighbour, Receipt, TaskDescription
 from common.mask import Mask
 from server.library import Entry, Library, seed_entry
+from server.library_file import appearing
+from server.operator_codec import decode_facts, encode_facts
 
 INJECTION = "'); DROP TABLE tasks; --"
 
@@ -261,6 +263,26 @@ def test_masks_and_signatures_of_another_library_are_refused(library, offer):
         library.seed(request_id(1), their_signature, ours.mask, **numbers)
 
 
+@pytest.mark.parametrize("name", ["x" * 201, "k\udcfcche"], ids=["too long", "bytes that are no text"])
+def test_a_contributors_name_that_no_operator_could_be_told_is_refused(library, offer, name):
+    """One such entry would make every list of the whole library fail where it is served."""
+    ours = stored_assignment(offer, 1)
+    numbers = {"accuracy_before": 0.0, "accuracy_after": 1.0, "iterations": 1}
+    with pytest.raises(InputError, match=r"characters.*at most 200 characters: take another"):
+        library.assigned(replace(ours, contributor=name))
+    with pytest.raises(InputError, match=r"characters.*at most 200 characters: take another"):
+        library.seed(request_id(1), ours.description.signature, ours.mask, contributor=name, **numbers)
+    assert library.statistics().unanswered == len(library) == 0
+
+
+def test_the_longest_contributors_name_is_kept_and_told(library, offer):
+    library.assigned(replace(stored_assignment(offer, 1), contributor="ü" * 200))
+    library.record(contribution(offer, 1))
+    (facts,) = library.facts()
+    assert facts.contributor == "ü" * 200
+    assert decode_facts(encode_facts(facts)) == facts
+
+
 # A new library
 
 
@@ -274,6 +296,18 @@ def test_creating_overwrites_no_file(path, offer, stocked):
     with pytest.raises(InputError, match=r"library\.db-wal already"):
         Library.create(path, offer, WEIGHTS_DIGEST)
     assert not path.exists()
+
+
+def test_a_file_that_came_while_a_library_was_made_stays(tmp_path, path):
+    def make() -> None:
+        with appearing(path) as made:
+            made.write_text("the library")
+            path.write_text("somebody was quicker")
+
+    with pytest.raises(InputError, match="overwrites nothing"):
+        make()
+    assert path.read_text() == "somebody was quicker"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("pages", [1, 10, 100])

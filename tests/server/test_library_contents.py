@@ -18,6 +18,7 @@ from library_tasks import (
     stored_assignment,
 )
 from random_tasks import random_mask, random_signature
+from sqlalchemy import Engine, event
 
 from common.errors import InputError, LibraryError, MismatchError
 from common.exchange import Neighbour, Receipt
@@ -168,6 +169,52 @@ def test_statistics_of_an_empty_library_are_zeros(library):
     assert (statistics.voting, statistics.removed, statistics.unanswered) == (0, 0, 0)
     assert (statistics.by_method, statistics.by_contributor) == ({}, {})
     assert (statistics.accuracy_before, statistics.accuracy_after) == (0, 0)
+
+
+@pytest.fixture
+def sums():
+    """One item for each time that the accuracies of entries were summed."""
+    made: list[str] = []
+
+    def note(_connection, _cursor, statement: str, *_) -> None:
+        if "sum(" in statement:
+            made.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield made
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_entries_are_summed_again_only_once_they_changed(source, sums):
+    """To sum them is to read the whole file, and metrics are asked for all day."""
+    first = source.statistics()
+    assert source.statistics() == first
+    assert len(sums) == 1
+    source.assigned(stored_assignment(source.offer, 6))
+    assert source.statistics().unanswered == first.unanswered + 1
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda library: library.record(contribution(library.offer, 5)),
+        lambda library: library.take_in([replace(library.entry(request_id(1)), entry=request_id(9))]),
+        lambda library: library.remove(request_id(3), "boss", "a fish"),
+        lambda library: library.restore(request_id(2), "boss", "a bird"),
+    ],
+    ids=["records", "takes in", "removes", "restores"],
+)
+def test_numbers_follow_what_another_process_does(source, sums, decide):
+    """Which has its own connection, and its own numbers."""
+    before = source.statistics()
+    with Library.open(source.path) as other:
+        decide(other)
+    after = source.statistics()
+    assert len(sums) == 2
+    assert after.by_contributor != before.by_contributor
+    with Library.open(source.path) as fresh:
+        assert fresh.statistics() == after
 
 
 # What is taken in

@@ -218,6 +218,28 @@ def test_what_one_library_exports_another_imports_once(command, empty, local, re
         ]
 
 
+def test_a_library_is_backed_up_while_it_is_served(command, local, remote, weights, tmp_path):
+    """The server's file and its log are open, and what it recorded last is in the log alone."""
+    file = tmp_path / "birds.backup"
+    served = remote[2].with_name("birds.db")
+    outcome = command("backup", served, file)
+    assert outcome == (0, f"{file}: 6 entries, {file.stat().st_size:,} bytes\n", "")
+    assert command("statistics", file, "--json").status == 0
+    lists = [command("list", library, "--json").printed for library in (file, served)]
+    assert lists[0] == lists[1]
+    again = command("backup", served, file)
+    assert (again.status, again.printed) == (2, "")
+    assert "overwrites nothing" in again.told
+    assert "run this where its library is" in command("backup", remote[0], tmp_path / "other").told
+
+
+def test_a_backup_tells_of_entries_that_are_damaged(command, local, offer, tmp_path):
+    change(local, "UPDATE tasks SET accuracy_after = 1 WHERE position = 2")
+    outcome = command("backup", local, tmp_path / "birds.backup")
+    assert outcome.status == 0
+    assert f"entry {name_of(offer, 1)} is damaged" in outcome.told
+
+
 def test_an_operator_elsewhere_needs_no_torch(remote, tmp_path, offer):
     name, file, reason = name_of(offer, 1), tmp_path / "birds.entries", ("--reason", "fish")
     lines = [
@@ -242,6 +264,7 @@ def test_an_operator_of_a_file_needs_no_torch_but_to_take_entries_in(local, tmp_
         ["show", local, name[:8]],
         ["remove", local, name, *reason],
         ["restore", local, name, *reason],
+        ["backup", local, tmp_path / "birds.backup"],
         ["export", local, file],
         ["statistics", local, "--json"],
         ["token", "add", local, "barn"],
