@@ -42,9 +42,11 @@ EPSILON, IMAGES = 8.0, 50
 OWN_DOMAIN: tuple[Tasks, ...] = ("new", "five")
 """Kinds of tasks of the photographs' own domain, as most of a library's tasks."""
 VOTES: tuple[str, ...] = ("SMSP", "SMSP and importance")
-"""The paper's, and what a server does by default that was not healed."""
+"""The paper's, and with the prior that a server has by default that was not healed."""
 HEALED = Way("L1", KEPT, healing="empty")
-"""What a healed server does by default: importance elects."""
+"""The nearest to what a healed server sends of the ways that vary one thing at a time."""
+SERVED = (Way("served", KEPT, healing="served"), Way("served", KEPT))
+"""What a server sends, healed and not, with all its defaults."""
 HEALINGS: tuple[Healing, ...] = ("none", "library", "empty", "mask", "nearest")
 
 
@@ -98,7 +100,16 @@ def claims_of(
         best = [max(claims, key=lambda c: c.tasks) for claims in each if claims]
         measured = [c for c in best if c.value is not None]
         found += measured or [claim(new, replace(ways[0], iterations=EARLY_ITERATIONS))]
-    return [*found, *_retrievals(records, images, by_lot or {})]
+    return [*_confirmed(records), *found, *_retrievals(records, images, by_lot or {})]
+
+
+def _confirmed(records: Sequence[Record]) -> list[Claim]:
+    """The numbers that devices come to, on tasks that had no part in choosing what they are served."""
+    fresh = [record for record in records if record.task.startswith("fresh")]
+    if not fresh:
+        return []
+    claims = [claim(fresh, way) for claim in (_as_good_as_iterative, _above_criteria) for way in SERVED]
+    return [replace(c, text=f"On tasks by which nothing was chosen, {c.text}") for c in claims]
 
 
 def _tunings(records: Iterable[Record], way: Way) -> list[Way]:

@@ -364,6 +364,22 @@ def test_every_claim_can_be_measured_by_the_experiments():
     assert [c.text for c in claims_of(own, 200, 100, lots) if c.holds == "not measured"] == []
 
 
+def test_what_is_served_is_judged_on_tasks_by_which_nothing_was_chosen():
+    def on(kind: str, way: Way, value: float, name: str) -> list[Record]:
+        return records(way, {f"{kind}0-{k:02d}": value for k in range(6)}, measured=name)
+
+    served, iterative = Way("served", healing="served"), Way("iterative", iterations=600)
+    own = on("new", served, 0.9, "after") + on("new", iterative, 0.1, "after")
+    assert not [claim for claim in claims_of(own) if "nothing was chosen" in claim.text]
+    own += on("fresh", served, 0.6, "after") + on("fresh", iterative, 0.5, "after")
+    healed, voted, *_ = [claim for claim in claims_of(own) if "nothing was chosen" in claim.text]
+    assert healed.text.startswith(
+        "On tasks by which nothing was chosen, served healed with 50 iterations"
+    )
+    assert (healed.value, healed.tasks, healed.holds) == (pytest.approx(0.1), 6, "yes")
+    assert voted.holds == "not measured"
+
+
 def test_a_claim_names_a_healing_that_is_not_of_the_runs_own_length():
     longer = Way("L1", healing="empty", healing_iterations=4000)
     own = early(L1, *[0.4] * 6) + early(longer, *[0.6] * 6)
