@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from client.artefacts.runnable import Logits
-from client.artefacts.transform import COLOURS, Transform
+from client.artefacts.transform import Transform
 from client.export import SavedNetwork
 from client.processor import processor
 from common.fitting import BATCH
+from common.image_reading import COLOURS
 from common.images import LabelledImages
 
 WARM_UPS, RUNS, SECONDS = 3, 50, 2.0

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from client.artefacts.image_files import SUFFIXES
-from client.artefacts.transform import INTERPOLATIONS, LARGEST_PIXELS, Transform
+from client.artefacts.transform import INTERPOLATIONS, Transform
 from common.backbone import Backbone
 from common.errors import InputError, TaskDataError
-from common.images import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
+from common.image_reading import LARGEST_PIXELS, read_image
+from common.images import PixelImages, pixel_transform
 
 SIZES = [(64, 64), (37, 90), (90, 37), (21, 20), (500, 33), (7, 5), (64, 65), (33, 64)]
 """Width and height: larger and smaller than the input, of all proportions."""
@@ -37,9 +37,20 @@ def drawn(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     return image if mode in ("RGB", "RGBA") else image.convert(mode)
 
 
+def read_to_train(described: Backbone, path) -> np.ndarray:
+    return read_image(path, pixel_transform(described)).numpy()
+
+
+def read_to_predict(described: Backbone, path) -> np.ndarray:
+    return transform_of(described).read(path)
+
+
+READING = pytest.mark.parametrize("read", [read_to_train, read_to_predict])
+
+
 def same_pixels(described: Backbone, path) -> None:
-    expected = read_pixels(path, pixel_transform(described)).numpy()
-    found = transform_of(described).read(path)
+    expected = read_to_train(described, path)
+    found = read_to_predict(described, path)
     assert found.dtype == np.uint8
     assert found.shape == described.input_size
     assert np.array_equal(found, expected)
@@ -86,25 +97,35 @@ def test_normalised_pixels_are_the_same_numbers(given):
     assert np.array_equal(found, expected)
 
 
-def test_the_same_files_are_images():
-    assert SUFFIXES == IMAGE_SUFFIXES
+def break_a_chunk(path) -> None:
+    """Where the image's second chunk of pixels would begin there are no letters."""
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[33:37])
+    assert content[37:41] == b"IDAT"
+    half = size // 2
+    content[33:37] = half.to_bytes(4)
+    content[41 + half : 45 + half] = zlib.crc32(content[37 : 41 + half]).to_bytes(4)
+    content[45 + half : 53 + half] = b"\0\0\0\x10\0\1\2\3"
+    path.write_bytes(content)
 
 
 UNREADABLE = {
     "text": lambda path: path.write_text("no image"),
     "empty": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "broken in the middle": break_a_chunk,
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
+@READING
 @pytest.mark.parametrize("spoil", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_is_no_image_is_named_in_a_sentence(tmp_path, spoil):
+def test_what_is_no_image_is_named_in_a_sentence(tmp_path, spoil, read):
     path = tmp_path / "image.png"
     drawn((80, 50)).save(path)
     spoil(path)
     with pytest.raises(TaskDataError, match=r"image\.png cannot be read as an image \(.+\); repair") as e:
-        transform_of(backbone((3, 64, 64))).read(path)
+        read(backbone((3, 64, 64)), path)
     assert "\n" not in str(e.value)
 
 
@@ -118,18 +139,30 @@ def enormous(path, width: int, height: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
 
 
-def test_an_image_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path):
+def test_pillow_raises_a_syntax_error_at_a_broken_chunk(tmp_path):
+    drawn((80, 50)).save(tmp_path / "image.png")
+    break_a_chunk(tmp_path / "image.png")
+    with pytest.raises(SyntaxError, match="broken PNG file"), Image.open(tmp_path / "image.png") as image:
+        image.load()
+
+
+@READING
+def test_an_image_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path, read):
     enormous(tmp_path / "bomb.png", 100_000, 100_000)
     with pytest.raises(TaskDataError, match=r"bomb\.png cannot be read .*decompression bomb"):
-        transform_of(backbone((3, 64, 64))).read(tmp_path / "bomb.png")
+        read(backbone((3, 64, 64)), tmp_path / "bomb.png")
 
 
-def test_a_line_that_would_be_resized_to_more_than_memory_is_refused(tmp_path):
+@READING
+@pytest.mark.parametrize(
+    ("size", "told"), [((3, 64, 64), "64 x 3,200,000"), ((3, 130, 65), "65 x 3,250,000")], ids=str
+)
+def test_a_line_that_would_be_resized_to_more_than_memory_is_refused(tmp_path, read, size, told):
     image = Image.new("RGB", (1, 50_000))
     image.save(tmp_path / "line.png")
     assert LARGEST_PIXELS < 64 * 64 * 50_000
-    with pytest.raises(TaskDataError, match="would be resized to 64 x 3,200,000"):
-        transform_of(backbone((3, 64, 64))).read(tmp_path / "line.png")
+    with pytest.raises(TaskDataError, match=rf"line\.png .*would be resized to {told}"):
+        read(backbone(size), tmp_path / "line.png")
 
 
 WRONG = {
