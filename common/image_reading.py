@@ -40,7 +40,10 @@ def read_image(path: Path, to_pixels: Callable[[Image.Image], Pixels]) -> Pixels
 
 
 def prepared(image: Image.Image, channels: int) -> Image.Image:
-    """An image in grey (1 channel) or in colour (3)."""
+    """An image with 8 bits, in grey (1 channel) or in colour (3)."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # 16 bits, as older Pillow has them of a PNG too: it would clip what is above 255.
+        image = image.convert("I").point(lambda value: value / 256)
     mode = COLOURS[channels]
     return image if image.mode == mode else image.convert(mode)
 

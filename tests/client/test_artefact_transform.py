@@ -11,7 +11,7 @@ from PIL import Image
 from client.artefacts.transform import INTERPOLATIONS, Transform
 from common.backbone import Backbone
 from common.errors import InputError, TaskDataError
-from common.image_reading import LARGEST_PIXELS, read_image
+from common.image_reading import LARGEST_PIXELS, prepared, read_image
 from common.images import PixelImages, pixel_transform
 
 SIZES = [(64, 64), (37, 90), (90, 37), (21, 20), (500, 33), (7, 5), (64, 65), (33, 64)]
@@ -77,6 +77,27 @@ def test_every_kind_of_colour_gives_the_same_pixels(tmp_path, mode, given):
 def test_a_palette_with_a_transparent_colour_gives_the_same_pixels(tmp_path):
     drawn((80, 50), "P").save(tmp_path / "image.png", transparency=3)
     same_pixels(backbone((3, 64, 64)), tmp_path / "image.png")
+
+
+GREYS, IN_8_BITS = [0, 255, 256, 300, 32768, 65535], [0, 0, 1, 1, 128, 255]
+
+
+@READING
+@pytest.mark.parametrize("given", [(1, 1, 6), (3, 1, 6)], ids=["grey", "colour"])
+@pytest.mark.parametrize("options", [{}, {"transparency": 300}], ids=["opaque", "a grey transparent"])
+def test_grey_of_16_bits_is_divided_by_256(tmp_path, read, given, options):
+    Image.fromarray(np.array([GREYS], dtype=np.uint16)).save(tmp_path / "grey.png", **options)
+    found = read(backbone(given), tmp_path / "grey.png")
+    assert found.tolist() == [[IN_8_BITS]] * given[0]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
+def test_every_mode_in_which_pillow_has_16_bits_becomes_8(mode):
+    """Older Pillow has a PNG's in "I", where a TIFF may have numbers of any size."""
+    kind = {"I;16B": ">u2", "I": "<i4"}.get(mode, "<u2")
+    image = Image.frombytes(mode, (6, 1), np.array(GREYS, dtype=kind).tobytes())
+    image.format = "PNG"
+    assert list(prepared(image, 1).tobytes()) == IN_8_BITS
 
 
 def test_a_photograph_that_says_it_lies_on_its_side_is_taken_as_it_lies_in_both(tmp_path):
