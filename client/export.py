@@ -40,7 +40,7 @@ LARGEST_BYTES = 2**31 - 1
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 IMAGES = (
-    "float32 (N, C, H, W), normalised: resized until H x W is filled, cropped to the centre, "
+    "float32 (N, C, H, W), normalised: upright, resized until H x W is filled, cropped to the centre, "
     "(pixel / 255 - mean) / std for each channel, RGB or grey"
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from common.errors import TaskDataError
 
@@ -20,6 +20,17 @@ COLOURS = {1: "L", 3: "RGB"}
 """Channels of a network's input -> the mode in which Pillow has them."""
 LARGEST_PIXELS = 2 * 89_478_485
 """Beyond these Pillow opens no image; neither is one resized to more."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its orientation in EXIF: of 1, and what is none, nothing does."""
 
 Pixels = TypeVar("Pixels")
 
@@ -40,12 +51,25 @@ def read_image(path: Path, to_pixels: Callable[[Image.Image], Pixels]) -> Pixels
 
 
 def prepared(image: Image.Image, channels: int) -> Image.Image:
-    """An image with 8 bits, in grey (1 channel) or in colour (3)."""
+    """An image upright as its EXIF says, with 8 bits, in grey (1 channel) or in colour (3)."""
+    orientation = _orientation(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # 16 bits, as older Pillow has them of a PNG too: it would clip what is above 255.
         image = image.convert("I").point(lambda value: value / 256)
     mode = COLOURS[channels]
-    return image if image.mode == mode else image.convert(mode)
+    image = image if image.mode == mode else image.convert(mode)
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _orientation(image: Image.Image) -> object:
+    # A PNG's EXIF may stand behind its pixels; those, if they are broken, are told of here.
+    image.load()
+    try:
+        # ImageOps.exif_transpose also writes the rest anew, fails where a camera wrote that oddly, and
+        # copies images that are upright.
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of any kind: who wrote it is unknown, and there are pixels without it
+        return None
 
 
 def filling(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

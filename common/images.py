@@ -172,9 +172,10 @@ ToPixels = Callable[[Image.Image], Tensor]
 
 
 def pixel_transform(backbone: Backbone) -> ToPixels:
-    """Converts to grey or colour, resizes and crops to the centre. TaskDataError for other channels.
+    """Turns upright, converts to grey or colour, resizes and crops to the centre.
 
-    What it gives raises TaskDataError for an image that becomes too large: see `filling`.
+    TaskDataError for other channels than these have; what it gives raises it for an image that becomes
+    too large: see `filling`.
     """
     channels, *size = backbone.input_size
     if channels not in COLOURS:

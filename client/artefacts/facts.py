@@ -44,6 +44,7 @@ def facts_of(saved: SavedNetwork) -> dict[str, Any]:
         "input": {"name": "images", "type": "float32", "shape": ["N", *size]},
         "output": {"name": "logits", "type": "float32", "shape": ["N", len(saved.classes)]},
         "transform": {
+            "orientation": "upright, as EXIF says",
             "colour": COLOURS[transform.channels],
             "resize": "the shorter side fills the input, its shape is kept",
             "crop": "centre",

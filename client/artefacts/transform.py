@@ -31,7 +31,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Transform:
-    """What makes an image a network's input: grey or colour, resized, cropped, normalised.
+    """What makes an image a network's input: upright, grey or colour, resized, cropped, normalised.
 
     `size` is (H, W): the image is resized until it is filled, and cropped to the centre. `mean` and
     `std` (C,) normalise pixels in [0, 1]. InputError for channels, sizes or names that none has.

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from client.artefacts.transform import INTERPOLATIONS, Transform
 from common.backbone import Backbone
@@ -100,11 +100,41 @@ def test_every_mode_in_which_pillow_has_16_bits_becomes_8(mode):
     assert list(prepared(image, 1).tobytes()) == IN_8_BITS
 
 
-def test_a_photograph_that_says_it_lies_on_its_side_is_taken_as_it_lies_in_both(tmp_path):
+def lying(path, orientation: int) -> Image.Image:
+    """A photograph that says so, in a file without loss; given as Pillow itself turns it upright."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    drawn((80, 50)).save(tmp_path / "image.jpg", exif=exif)
-    same_pixels(backbone((3, 64, 64)), tmp_path / "image.jpg")
+    exif[ExifTags.Base.Orientation] = orientation
+    drawn((80, 50)).save(path, exif=exif, lossless=True)
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image)
+
+
+@READING
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_photograph_is_turned_upright_as_it_says(tmp_path, read, suffix, orientation):
+    upright = lying(tmp_path / f"lying.{suffix}", orientation)
+    assert upright.size == ((50, 80) if 5 <= orientation <= 8 else (80, 50))
+    upright.save(tmp_path / "upright.png")
+    expected = read(backbone((3, 64, 64)), tmp_path / "upright.png")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / f"lying.{suffix}"), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_that_says_how_it_lies_gives_the_same_pixels(tmp_path, orientation):
+    lying(tmp_path / "image.jpg", orientation)
+    for given in INPUTS:
+        same_pixels(backbone(given), tmp_path / "image.jpg")
+
+
+@READING
+def test_an_exif_that_nobody_can_read_takes_no_image_away(tmp_path, read):
+    drawn((80, 50)).save(tmp_path / "plain.png")
+    drawn((80, 50)).save(tmp_path / "odd.png", exif=b"Exif\0\0no TIFF at all")
+    with Image.open(tmp_path / "odd.png") as image, pytest.raises(SyntaxError):
+        image.getexif()
+    expected = read(backbone((3, 64, 64)), tmp_path / "plain.png")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / "odd.png"), expected)
 
 
 @pytest.mark.parametrize("given", INPUTS, ids=str)
