@@ -6,7 +6,7 @@ import pytest
 
 from client import processor as module
 from client.latency_table import Device
-from client.processor import processor
+from client.processor import counts_in_32_bits, processor
 
 X86 = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -102,3 +102,18 @@ def test_two_boards_of_64_bit_arm_are_two_devices(system):
         system(arm64("0xd08"), board)
         found.add(Device.here("torch 2.5", 1))
     assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("cpu_info", "exact"),
+    [
+        (X86, False),
+        (X86.replace("avx2", "avx2 avx512f avx512_vnni"), True),
+        (X86.replace("avx2", "avx2 avx_vnni"), True),
+        (arm64("0xd08"), True),
+    ],
+    ids=["x86", "x86 with AVX-512's VNNI", "x86 with AVX's VNNI", "Arm"],
+)
+def test_what_adds_up_products_of_8_bits_in_32_is_known(system, cpu_info, exact):
+    system(cpu_info, None)
+    assert counts_in_32_bits() is exact
