@@ -9,7 +9,6 @@ as the network itself does, normalised: RGB or grey pixels p in 0..255, (p / 255
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import logging
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from client.artefacts.runnable import import_for, onnx_logits, onnx_session
 from common.backbone import Backbone
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import Data, read_whole, write_whole
@@ -40,7 +40,7 @@ LARGEST_BYTES = 2**31 - 1
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 IMAGES = (
-    "float32 (N, C, H, W), normalised: resized until H x W is filled, cropped to the centre, "
+    "float32 (N, C, H, W), normalised: upright, resized until H x W is filled, cropped to the centre, "
     "(pixel / 255 - mean) / std for each channel, RGB or grey"
 )
 
@@ -132,32 +132,13 @@ def decode_network(data: Data) -> SavedNetwork:
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """The bytes of an ONNX file, and how far its logits are from torch's, as of ExportedGraph."""
-
-    data: bytes
-    difference: float
-
-
-@dataclass(frozen=True)
-class ExportedGraph:
-    """An ONNX file that was written.
+    """The bytes of an ONNX file.
 
     `difference` is how far its logits are from torch's at worst, as a share of torch's largest.
     """
 
-    bytes_written: int
+    data: bytes
     difference: float
-    opset: int = OPSET
-
-
-def export_onnx(path: Path, saved: SavedNetwork) -> ExportedGraph:
-    """Write the network as one ONNX file, as of `checked_graph`; it is there whole or not at all.
-
-    InputError where the file cannot be written, else the errors of `checked_graph`.
-    """
-    graph = checked_graph(saved)
-    write_whole(path, graph.data)
-    return ExportedGraph(len(graph.data), graph.difference)
 
 
 def checked_graph(saved: SavedNetwork) -> CheckedGraph:
@@ -171,7 +152,8 @@ def checked_graph(saved: SavedNetwork) -> CheckedGraph:
     InputError where a package is missing or the network is too large for one file; UnsupportedModel
     where the exporter fails or the logits differ.
     """
-    _import_onnx_packages()
+    for package in ONNX_PACKAGES:
+        import_for(package, "an ONNX file is made and checked", "maskvote[onnx]")
     tensors = saved.network.state_dict().values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > LARGEST_BYTES:
@@ -194,17 +176,6 @@ def checked_graph(saved: SavedNetwork) -> CheckedGraph:
             f"the largest, {TOLERANCE:.0e} is allowed; nothing was written, export it as safetensors"
         )
     return CheckedGraph(data, difference)
-
-
-def _import_onnx_packages() -> None:
-    try:
-        for name in ONNX_PACKAGES:
-            importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"an ONNX file is made and checked with {', '.join(ONNX_PACKAGES)}, but {error}; "
-            'pip install "maskvote[onnx]"'
-        ) from error
 
 
 def _graph(saved: SavedNetwork) -> bytes:
@@ -246,20 +217,16 @@ def _graph(saved: SavedNetwork) -> bytes:
 def _difference(data: bytes, saved: SavedNetwork) -> float:
     """How far onnxruntime's logits are from torch's at worst, as a share of torch's largest."""
     import onnx
-    import onnxruntime
 
     onnx.checker.check_model(data, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    logits = onnx_logits(onnx_session(data, torch.get_num_threads()))
     generator = torch.Generator().manual_seed(0)
     shares = []
     for count in CHECKED_BATCHES:
         images = torch.randn(count, *saved.backbone.input_size, generator=generator)
         with torch.no_grad():
             expected = saved.network(images)
-        given = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        given = torch.from_numpy(logits(images.numpy()))
         if given.shape != expected.shape:
             raise ValueError(f"logits are {tuple(given.shape)}, not {tuple(expected.shape)}")
         # A classifier that is yet to be fitted gives zeros.

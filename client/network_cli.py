@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
-from torch import Tensor, nn
 
 from client.artefacts.card import card_path
 from client.artefacts.card_words import sentences_of
 from client.artefacts.exporting import Judges, export_artefact
+from client.artefacts.facts import found_by
 from client.artefacts.kinds import SUFFIXES, check_suffix
+from client.artefacts.torch_network import logits_of
 from client.export import SavedNetwork, load_network
 from client.task_options import JSON, PATH
 from common.command_line import progress, show, show_json
 from common.errors import MismatchError
-from common.fitting import BATCH, on_device_of
-from common.images import LabelledImages
 from common.task_data import Task, load_folder
 
 NETWORK = click.option(
@@ -55,7 +53,8 @@ def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
     labels = task.evaluation.labels
     with progress() as bars:
         bar = bars.add_task("Classifying", total=len(labels))
-        found = classified(saved.network, task.evaluation, lambda done: bars.update(bar, completed=done))
+        logits = logits_of(saved.network)
+        found = found_by(logits, task.evaluation, lambda done: bars.update(bar, completed=done))
     right = labels[found == logit_of[labels]]
     accuracy = len(right) / len(labels)
     counts = [
@@ -96,16 +95,6 @@ def _logits_of(task: Task, saved: SavedNetwork, data: Path, network_file: Path) 
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
     return ", ".join(map(repr, names[:NAMED_AT_MOST])) + more
-
-
-def classified(network: nn.Module, images: LabelledImages, done: Callable[[int], object]) -> Tensor:
-    """Which logit is largest for each image, int64 (N,); `done` is told how many there are so far."""
-    parts = []
-    with torch.inference_mode():
-        for indices in torch.arange(len(images)).split(BATCH):
-            parts.append(network(on_device_of(network, images.batch(indices))).argmax(1).cpu())
-            done(int(indices[-1]) + 1)
-    return torch.cat(parts).clone()
 
 
 @click.command()

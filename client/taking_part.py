@@ -14,7 +14,6 @@ from torch import Tensor
 
 from client.adapt import Adaptation, adapt, check_timm, describe, generator_of
 from client.disclosure import warning_of
-from client.export import SavedNetwork
 from client.grpc_client import RemoteCoordinator
 from client.state import Setting, State
 from client.task_options import Asked, Server
@@ -179,8 +178,6 @@ def _task(asked: Asked, offer: Offer, state: State, bars: Bars, max_memory: floa
     check_timm(offer.structure)
     task = asked.task(offer.backbone, max_memory)
     _check_classes(task, state)
-    # Names that no file can hold are told before anything is computed, not when it is written.
-    SavedNetwork(offer.probe.network, offer.backbone, task.classes)
     state.remember(classes=list(task.classes))
     if state.begun:
         return task

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
+from common.image_reading import COLOURS, filling, prepared, read_image
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 PIXEL_BYTES = 256 * 2**20
 """Of decoded images that are kept, unless less is asked for: 21,000 of 64 x 64 pixels, 1,700 of 224."""
 
@@ -137,7 +137,7 @@ class FileImages(StoredImages):
         backbone: Backbone,
         cache: PixelCache | None = None,
     ) -> None:
-        decode = partial(read_pixels, to_pixels=pixel_transform(backbone))
+        decode = partial(read_image, to_pixels=pixel_transform(backbone))
         super().__init__(paths, labels, decode, backbone, cache)
 
 
@@ -172,27 +172,24 @@ ToPixels = Callable[[Image.Image], Tensor]
 
 
 def pixel_transform(backbone: Backbone) -> ToPixels:
-    """Converts to grey or colour, resizes and crops to the centre. TaskDataError for other channels."""
-    mode = {1: "L", 3: "RGB"}.get(backbone.input_size[0])
-    if mode is None:
-        raise TaskDataError(
-            f"the backbone takes {backbone.input_size[0]} channels; image files have 1 or 3"
-        )
+    """Turns upright, converts to grey or colour, resizes and crops to the centre.
+
+    TaskDataError for other channels than these have; what it gives raises it for an image that becomes
+    too large: see `filling`.
+    """
+    channels, *size = backbone.input_size
+    if channels not in COLOURS:
+        raise TaskDataError(f"the backbone takes {channels} channels; image files have 1 or 3")
     resize = create_transform(
         input_size=backbone.input_size,
         interpolation=backbone.interpolation,
         crop_pct=1.0,
         normalize=False,
     )
-    return lambda image: resize(image.convert(mode))
 
+    def to_pixels(image: Image.Image) -> Tensor:
+        image = prepared(image, channels)
+        filling(image.size, (size[0], size[1]))
+        return resize(image)
 
-def read_pixels(path: Path, to_pixels: ToPixels) -> Tensor:
-    """The pixels of an image file. TaskDataError naming it where it is no readable image."""
-    try:
-        with Image.open(path) as image:
-            return to_pixels(image)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise TaskDataError(
-            f"{path} cannot be read as an image ({error}); repair or remove the file"
-        ) from error
+    return to_pixels

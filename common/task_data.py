@@ -13,7 +13,8 @@ import torch
 from common.backbone import Backbone
 from common.errors import TaskDataError
 from common.hold_out import judging
-from common.images import IMAGE_SUFFIXES, PIXEL_BYTES, FileImages, LabelledImages, PixelCache
+from common.image_reading import IMAGE_SUFFIXES
+from common.images import PIXEL_BYTES, FileImages, LabelledImages, PixelCache
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
-from common.images import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
+from common.image_reading import IMAGE_SUFFIXES, read_image
+from common.images import PixelImages, pixel_transform
 from common.task_data import Task
 from simulations.domains import DOMAINS
 
@@ -175,7 +176,7 @@ def read_pool(path: Path, backbone: Backbone, watch: Watch | None = None) -> Cla
         files = sorted(f for f in folder.glob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise TaskDataError(f"{folder} holds no image; add some, or remove the class")
-        return torch.stack([read_pixels(file, to_pixels) for file in files])
+        return torch.stack([read_image(file, to_pixels) for file in files])
 
     train, evaluation = [], []
     for done, name in enumerate(names):

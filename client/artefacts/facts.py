@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from client.artefacts.runnable import Logits
-from client.artefacts.transform import COLOURS, Transform
+from client.artefacts.transform import Transform
 from client.export import SavedNetwork
 from client.processor import processor
 from common.fitting import BATCH
+from common.image_reading import COLOURS
 from common.images import LabelledImages
 
 WARM_UPS, RUNS, SECONDS = 3, 50, 2.0
@@ -28,7 +29,7 @@ WRITERS = ("maskvote", "torch", "timm", "onnx", "onnxruntime", "executorch")
 """Packages whose versions a card names, where they are installed."""
 
 Done = Callable[[int], object]
-"""Told how many images are done."""
+"""Told how many images are done so far."""
 
 
 def facts_of(saved: SavedNetwork) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def facts_of(saved: SavedNetwork) -> dict[str, Any]:
         "input": {"name": "images", "type": "float32", "shape": ["N", *size]},
         "output": {"name": "logits", "type": "float32", "shape": ["N", len(saved.classes)]},
         "transform": {
+            "orientation": "upright, as EXIF says",
             "colour": COLOURS[transform.channels],
             "resize": "the shorter side fills the input, its shape is kept",
             "crop": "centre",
@@ -86,12 +88,12 @@ def latency_of(logits: Logits, size: Sequence[int], runtime: str, threads: int) 
     }
 
 
-def found_by(logits: Logits, images: LabelledImages, indices: Tensor, done: Done) -> Tensor:
-    """Which logit is largest for each of these images, int64 (N,)."""
+def found_by(logits: Logits, images: LabelledImages, done: Done) -> Tensor:
+    """Which logit is largest for each image, int64 (N,)."""
     parts = []
-    for part in indices.split(BATCH):
-        parts.append(torch.from_numpy(logits(images.batch(part).numpy()).argmax(axis=1)))
-        done(len(part))
+    for indices in torch.arange(len(images)).split(BATCH):
+        parts.append(torch.from_numpy(logits(images.batch(indices).numpy()).argmax(axis=1)))
+        done(int(indices[-1]) + 1)
     return torch.cat(parts)
 
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.errors import TaskDataError
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-"""Of the files that are taken for images in a folder: those of `common.task_data`."""
+from common.image_reading import IMAGE_SUFFIXES
 
 
 def image_files(places: Sequence[Path]) -> Iterator[Path]:
@@ -42,7 +40,7 @@ def _below(folder: Path, within: frozenset[str] = frozenset()) -> Iterator[Path]
     for entry in entries:
         if entry.is_dir():
             folders.append(entry.name)
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield Path(folder, entry.name)
     del entries
     for name in folders:
@@ -56,7 +54,7 @@ def measured(places: Sequence[Path]) -> tuple[int, int]:
         count, longest = count + 1, max(longest, len(str(path)))
     if not count:
         raise TaskDataError(
-            f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, places[:3]))}; "
+            f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places[:3]))}; "
             "give image files, or folders with some"
         )
     return count, longest

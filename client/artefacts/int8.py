@@ -18,6 +18,7 @@ from torch import Tensor
 
 from client.artefacts.runnable import import_for, onnx_logits, onnx_session
 from client.export import quiet
+from client.processor import counts_in_32_bits
 from common.errors import UnsupportedModel
 from common.images import LabelledImages, in_turn
 
@@ -63,7 +64,8 @@ class Quantised:
     """An int8 ONNX file: the setting that was taken, and how it was found.
 
     `agreement` is the share of `images` training images that it takes for the same class as float32
-    does; `reduced_range` is whether weights have 7 bits, for processors that add up in 16.
+    does; `reduced_range` is whether weights have 7 bits, since this processor adds up in 16, and so may
+    the one where another program than ours runs the file.
     """
 
     data: bytes
@@ -110,16 +112,6 @@ def quantised(graph: bytes, images: LabelledImages, done: Callable[[str], object
 def drawn_images(labels: Tensor, most: int) -> Tensor:
     """Indices, int64 (N,), of at most so many images: in turn one of every class, each time the same."""
     return in_turn(labels, torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)))[:most]
-
-
-def counts_in_32_bits() -> bool:
-    """Whether this processor adds products of 8 bits up in 32: ARM does, x86 since VNNI."""
-    try:
-        told = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return True
-    flags = next((line for line in told.splitlines() if line.startswith("flags")), None)
-    return flags is None or "vnni" in flags
 
 
 def _largest(graph: bytes, batches: list[np.ndarray]) -> np.ndarray:

@@ -14,10 +14,13 @@ import numpy as np
 from client.artefacts.card import Card, card_path, digest_of, read_card
 from client.artefacts.kinds import suffix_of
 from client.artefacts.transform import Transform
+from client.processor import counts_in_32_bits
 from common.errors import InputError, WeightsError
 from common.files import read_whole
 
 GIVE = "give what `maskvote-client export` wrote"
+PRECISE = "session.x64quantprecision"
+"""onnxruntime's entry by which int8 weights become uint8, whose products any x86 adds up in 32 bits."""
 
 Logits = Callable[[np.ndarray], np.ndarray]
 """Float32 (N, C, H, W), normalised -> float32 (N, K)."""
@@ -72,6 +75,9 @@ def onnx_session(model: Path | bytes, threads: int = 0) -> Any:
     options.inter_op_num_threads = 1
     # Errors are raised: what is logged besides would stand between our own lines.
     options.log_severity_level = 4
+    if not counts_in_32_bits():
+        # Else weights of 8 bits saturate, as files have that were made elsewhere. It costs time.
+        options.add_session_config_entry(PRECISE, "1")
     given = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 

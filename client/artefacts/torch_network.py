@@ -10,6 +10,7 @@ from torch import nn
 
 from client.artefacts.runnable import Logits
 from client.export import SavedNetwork, load_network
+from common.fitting import on_device_of
 
 
 def opened(path: Path, threads: int) -> SavedNetwork:
@@ -24,6 +25,6 @@ def logits_of(network: nn.Module) -> Logits:
 
     def logits(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return network(torch.from_numpy(images)).numpy()
+            return network(on_device_of(network, torch.from_numpy(images))).numpy()
 
     return logits

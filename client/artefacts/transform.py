@@ -7,7 +7,6 @@ Pillow's images with Pillow too, so that only its sizes and offsets have to be t
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.errors import InputError, TaskDataError
+from common.errors import InputError
+from common.image_reading import COLOURS, filling, prepared, read_image
 
-COLOURS = {1: "L", 3: "RGB"}
-"""Channels of a network's input -> the mode in which Pillow has them."""
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -29,13 +27,11 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 """By the names that timm has for them."""
-LARGEST_PIXELS = 2 * 89_478_485
-"""Beyond these Pillow opens no image; neither is one resized to more."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What makes an image a network's input: grey or colour, resized, cropped, normalised.
+    """What makes an image a network's input: upright, grey or colour, resized, cropped, normalised.
 
     `size` is (H, W): the image is resized until it is filled, and cropped to the centre. `mean` and
     `std` (C,) normalise pixels in [0, 1]. InputError for channels, sizes or names that none has.
@@ -80,10 +76,12 @@ class Transform:
         return len(self.mean)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The pixels of an image, uint8 (C, H, W)."""
-        mode = COLOURS[self.channels]
-        image = image if image.mode == mode else image.convert(mode)
-        cropped = _cropped(self._resized(image), self.size)
+        """The pixels of an image, uint8 (C, H, W). TaskDataError for one that becomes too large."""
+        image = prepared(image, self.channels)
+        new = filling(image.size, self.size)
+        if new != image.size:
+            image = image.resize(new, INTERPOLATIONS[self.interpolation])
+        cropped = _cropped(image, self.size)
         array = np.asarray(cropped, dtype=np.uint8).reshape(*self.size, self.channels)
         return np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -96,35 +94,7 @@ class Transform:
 
     def read(self, path: Path) -> np.ndarray:
         """The pixels of an image file. TaskDataError naming it where it is no readable image."""
-        try:
-            with warnings.catch_warnings():
-                # Pillow warns from half the size on that it refuses.
-                warnings.simplefilter("ignore")
-                with Image.open(path) as image:
-                    return self.pixels(image)
-        except Exception as error:  # of any kind: the decoders are not ours
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise TaskDataError(
-                f"{path} cannot be read as an image ({said}); repair or remove the file"
-            ) from error
-
-    def _resized(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        high, wide = self.size
-        if high == wide:
-            # torchvision rounds the longer side down, timm, for other shapes, to the nearest.
-            short = min(width, height)
-            new = (
-                (wide, int(wide * height / short))
-                if width <= height
-                else (int(wide * width / short), wide)
-            )
-        else:
-            ratio = min(height / high, width / wide)
-            new = (round(width / ratio), round(height / ratio))
-        if new[0] * new[1] > LARGEST_PIXELS:
-            raise ValueError(f"{width:,} x {height:,} pixels would be resized to {new[0]:,} x {new[1]:,}")
-        return image if new == image.size else image.resize(new, INTERPOLATIONS[self.interpolation])
+        return read_image(path, self.pixels)
 
 
 def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:

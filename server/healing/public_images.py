@@ -9,7 +9,8 @@ from pathlib import Path
 
 from common.backbone import Backbone, Weights
 from common.errors import TaskDataError
-from common.images import IMAGE_SUFFIXES, FileImages
+from common.image_reading import IMAGE_SUFFIXES
+from common.images import FileImages
 from server.healing.heal import PublicImages, Watch
 from server.healing.store import HealedStore
 

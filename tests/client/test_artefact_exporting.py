@@ -11,12 +11,12 @@ import torch
 from cut_networks import CLASSES, cut_network
 from test_network_cli import draw
 
-from client.artefacts import int8
+from client.artefacts import int8, runnable
 from client.artefacts.card import digest_of
 from client.artefacts.exporting import Judges, export_artefact
 from client.artefacts.facts import flops_of
-from client.artefacts.int8 import counts_in_32_bits, drawn_images, quantised
-from client.artefacts.runnable import onnx_logits, onnx_session, open_artefact
+from client.artefacts.int8 import drawn_images, quantised
+from client.artefacts.runnable import PRECISE, onnx_logits, onnx_session, open_artefact
 from client.export import SavedNetwork, checked_graph, save_network
 from common.backbone import Backbone
 from common.task_data import load_folder
@@ -151,13 +151,62 @@ def test_where_it_disagrees_every_setting_is_tried_and_the_best_is_taken(mine, t
 def test_a_processor_that_adds_up_in_16_bits_gets_weights_of_7(
     mine, tiny, graph, one_setting, monkeypatch
 ):
-    assert counts_in_32_bits() in (True, False)
     monkeypatch.setattr(int8, "counts_in_32_bits", lambda: False)
     found = quantised(graph, load_folder(mine, tiny.backbone).train, lambda s: None)
     tensors = onnx.load_from_string(found.data).graph.initializer
     weights = [onnx.numpy_helper.to_array(i) for i in tensors if i.data_type == onnx.TensorProto.INT8]
     assert found.reduced_range
     assert max(np.abs(w.astype(int)).max() for w in weights if w.size > 10) <= 64
+
+
+def adding_up() -> bytes:
+    """An int8 product whose every pair of terms, 255 x 127 twice, is more than 16 bits hold."""
+    constants = {
+        "scale": np.float32(1),
+        "scales": np.ones(8, np.float32),
+        "zero": np.uint8(0),
+        "zeros": np.zeros(8, np.int8),
+        "weight": np.full((16, 8), 127, np.int8),
+        "range": np.float32(4096),
+    }
+    quantised, whole = "QuantizeLinear", "DequantizeLinear"
+    nodes = [
+        onnx.helper.make_node(quantised, ["images", "scale", "zero"], ["bytes"]),
+        onnx.helper.make_node(whole, ["bytes", "scale", "zero"], ["x"]),
+        onnx.helper.make_node(whole, ["weight", "scales", "zeros"], ["w"], axis=1),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["sum"]),
+        onnx.helper.make_node(quantised, ["sum", "range", "zero"], ["few"]),
+        onnx.helper.make_node(whole, ["few", "range", "zero"], ["logits"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "product",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N", 16])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 8])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+
+
+def test_weights_of_8_bits_are_added_up_exactly_on_this_processor():
+    """By hand: 16 x 255 x 127 is 126.5 times 4096. Saturated, pairs are 32767: 64 times."""
+    logits = onnx_logits(onnx_session(adding_up(), 1))(np.full((1, 16), 255, np.float32))
+    assert set(logits.ravel()) <= {126 * 4096, 127 * 4096}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_onnxruntime_is_told_to_be_exact_where_the_processor_is_not(monkeypatch, exact):
+    monkeypatch.setattr(runnable, "counts_in_32_bits", lambda: exact)
+    session = onnx_session(adding_up(), 1)
+    entries = session.get_session_options()
+    if exact:
+        with pytest.raises(RuntimeError, match="does not have"):
+            entries.get_session_config_entry(PRECISE)
+    else:
+        assert entries.get_session_config_entry(PRECISE) == "1"
+    logits = onnx_logits(session)(np.full((1, 16), 3, np.float32))
+    assert set(logits.ravel()) <= {4096, 2 * 4096}  # 16 x 3 x 127 is 1.5 times 4096
 
 
 def test_the_card_tells_what_the_network_is(tiny, tmp_path):

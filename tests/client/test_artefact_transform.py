@@ -6,13 +6,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from client.artefacts.image_files import SUFFIXES
-from client.artefacts.transform import INTERPOLATIONS, LARGEST_PIXELS, Transform
+from client.artefacts.transform import INTERPOLATIONS, Transform
 from common.backbone import Backbone
 from common.errors import InputError, TaskDataError
-from common.images import IMAGE_SUFFIXES, PixelImages, pixel_transform, read_pixels
+from common.image_reading import LARGEST_PIXELS, prepared, read_image
+from common.images import PixelImages, pixel_transform
 
 SIZES = [(64, 64), (37, 90), (90, 37), (21, 20), (500, 33), (7, 5), (64, 65), (33, 64)]
 """Width and height: larger and smaller than the input, of all proportions."""
@@ -37,9 +37,20 @@ def drawn(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     return image if mode in ("RGB", "RGBA") else image.convert(mode)
 
 
+def read_to_train(described: Backbone, path) -> np.ndarray:
+    return read_image(path, pixel_transform(described)).numpy()
+
+
+def read_to_predict(described: Backbone, path) -> np.ndarray:
+    return transform_of(described).read(path)
+
+
+READING = pytest.mark.parametrize("read", [read_to_train, read_to_predict])
+
+
 def same_pixels(described: Backbone, path) -> None:
-    expected = read_pixels(path, pixel_transform(described)).numpy()
-    found = transform_of(described).read(path)
+    expected = read_to_train(described, path)
+    found = read_to_predict(described, path)
     assert found.dtype == np.uint8
     assert found.shape == described.input_size
     assert np.array_equal(found, expected)
@@ -68,11 +79,62 @@ def test_a_palette_with_a_transparent_colour_gives_the_same_pixels(tmp_path):
     same_pixels(backbone((3, 64, 64)), tmp_path / "image.png")
 
 
-def test_a_photograph_that_says_it_lies_on_its_side_is_taken_as_it_lies_in_both(tmp_path):
+GREYS, IN_8_BITS = [0, 255, 256, 300, 32768, 65535], [0, 0, 1, 1, 128, 255]
+
+
+@READING
+@pytest.mark.parametrize("given", [(1, 1, 6), (3, 1, 6)], ids=["grey", "colour"])
+@pytest.mark.parametrize("options", [{}, {"transparency": 300}], ids=["opaque", "a grey transparent"])
+def test_grey_of_16_bits_is_divided_by_256(tmp_path, read, given, options):
+    Image.fromarray(np.array([GREYS], dtype=np.uint16)).save(tmp_path / "grey.png", **options)
+    found = read(backbone(given), tmp_path / "grey.png")
+    assert found.tolist() == [[IN_8_BITS]] * given[0]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
+def test_every_mode_in_which_pillow_has_16_bits_becomes_8(mode):
+    """Older Pillow has a PNG's in "I", where a TIFF may have numbers of any size."""
+    kind = {"I;16B": ">u2", "I": "<i4"}.get(mode, "<u2")
+    image = Image.frombytes(mode, (6, 1), np.array(GREYS, dtype=kind).tobytes())
+    image.format = "PNG"
+    assert list(prepared(image, 1).tobytes()) == IN_8_BITS
+
+
+def lying(path, orientation: int) -> Image.Image:
+    """A photograph that says so, in a file without loss; given as Pillow itself turns it upright."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    drawn((80, 50)).save(tmp_path / "image.jpg", exif=exif)
-    same_pixels(backbone((3, 64, 64)), tmp_path / "image.jpg")
+    exif[ExifTags.Base.Orientation] = orientation
+    drawn((80, 50)).save(path, exif=exif, lossless=True)
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image)
+
+
+@READING
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_photograph_is_turned_upright_as_it_says(tmp_path, read, suffix, orientation):
+    upright = lying(tmp_path / f"lying.{suffix}", orientation)
+    assert upright.size == ((50, 80) if 5 <= orientation <= 8 else (80, 50))
+    upright.save(tmp_path / "upright.png")
+    expected = read(backbone((3, 64, 64)), tmp_path / "upright.png")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / f"lying.{suffix}"), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_that_says_how_it_lies_gives_the_same_pixels(tmp_path, orientation):
+    lying(tmp_path / "image.jpg", orientation)
+    for given in INPUTS:
+        same_pixels(backbone(given), tmp_path / "image.jpg")
+
+
+@READING
+def test_an_exif_that_nobody_can_read_takes_no_image_away(tmp_path, read):
+    drawn((80, 50)).save(tmp_path / "plain.png")
+    drawn((80, 50)).save(tmp_path / "odd.png", exif=b"Exif\0\0no TIFF at all")
+    with Image.open(tmp_path / "odd.png") as image, pytest.raises(SyntaxError):
+        image.getexif()
+    expected = read(backbone((3, 64, 64)), tmp_path / "plain.png")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / "odd.png"), expected)
 
 
 @pytest.mark.parametrize("given", INPUTS, ids=str)
@@ -86,25 +148,35 @@ def test_normalised_pixels_are_the_same_numbers(given):
     assert np.array_equal(found, expected)
 
 
-def test_the_same_files_are_images():
-    assert SUFFIXES == IMAGE_SUFFIXES
+def break_a_chunk(path) -> None:
+    """Where the image's second chunk of pixels would begin there are no letters."""
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[33:37])
+    assert content[37:41] == b"IDAT"
+    half = size // 2
+    content[33:37] = half.to_bytes(4)
+    content[41 + half : 45 + half] = zlib.crc32(content[37 : 41 + half]).to_bytes(4)
+    content[45 + half : 53 + half] = b"\0\0\0\x10\0\1\2\3"
+    path.write_bytes(content)
 
 
 UNREADABLE = {
     "text": lambda path: path.write_text("no image"),
     "empty": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "broken in the middle": break_a_chunk,
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
+@READING
 @pytest.mark.parametrize("spoil", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_is_no_image_is_named_in_a_sentence(tmp_path, spoil):
+def test_what_is_no_image_is_named_in_a_sentence(tmp_path, spoil, read):
     path = tmp_path / "image.png"
     drawn((80, 50)).save(path)
     spoil(path)
     with pytest.raises(TaskDataError, match=r"image\.png cannot be read as an image \(.+\); repair") as e:
-        transform_of(backbone((3, 64, 64))).read(path)
+        read(backbone((3, 64, 64)), path)
     assert "\n" not in str(e.value)
 
 
@@ -118,18 +190,30 @@ def enormous(path, width: int, height: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
 
 
-def test_an_image_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path):
+def test_pillow_raises_a_syntax_error_at_a_broken_chunk(tmp_path):
+    drawn((80, 50)).save(tmp_path / "image.png")
+    break_a_chunk(tmp_path / "image.png")
+    with pytest.raises(SyntaxError, match="broken PNG file"), Image.open(tmp_path / "image.png") as image:
+        image.load()
+
+
+@READING
+def test_an_image_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path, read):
     enormous(tmp_path / "bomb.png", 100_000, 100_000)
     with pytest.raises(TaskDataError, match=r"bomb\.png cannot be read .*decompression bomb"):
-        transform_of(backbone((3, 64, 64))).read(tmp_path / "bomb.png")
+        read(backbone((3, 64, 64)), tmp_path / "bomb.png")
 
 
-def test_a_line_that_would_be_resized_to_more_than_memory_is_refused(tmp_path):
+@READING
+@pytest.mark.parametrize(
+    ("size", "told"), [((3, 64, 64), "64 x 3,200,000"), ((3, 130, 65), "65 x 3,250,000")], ids=str
+)
+def test_a_line_that_would_be_resized_to_more_than_memory_is_refused(tmp_path, read, size, told):
     image = Image.new("RGB", (1, 50_000))
     image.save(tmp_path / "line.png")
     assert LARGEST_PIXELS < 64 * 64 * 50_000
-    with pytest.raises(TaskDataError, match="would be resized to 64 x 3,200,000"):
-        transform_of(backbone((3, 64, 64))).read(tmp_path / "line.png")
+    with pytest.raises(TaskDataError, match=rf"line\.png .*would be resized to {told}"):
+        read(backbone(size), tmp_path / "line.png")
 
 
 WRONG = {

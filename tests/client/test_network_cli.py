@@ -11,9 +11,10 @@ import torch
 from cut_networks import CLASSES, cut_network
 from PIL import Image
 
+from client.artefacts.facts import found_by
+from client.artefacts.torch_network import logits_of
 from client.cli import cli
 from client.export import OPSET, TOLERANCE, SavedNetwork, load_network, save_network
-from client.network_cli import classified
 from common.command_line import run
 from common.fitting import accuracy
 from common.rebuild import rebuild
@@ -121,7 +122,7 @@ def test_classes_are_matched_by_name_whatever_their_order(call, place, saved):
 def test_every_image_is_classified_in_its_place_and_progress_is_told(place, saved):
     images = load_folder(place / "mine", saved.backbone).evaluation
     told: list[int] = []
-    found = classified(saved.network, images, told.append)
+    found = found_by(logits_of(saved.network), images, told.append)
     assert told == [32, 64, 96, 128, 160, 162]
     with torch.no_grad():
         each = [int(saved.network(images.batch(torch.tensor([k]))).argmax()) for k in range(162)]
