@@ -31,7 +31,7 @@ def recalls_by_lot(
     classes = _classes_of(library)
     if classes is None:
         return {}
-    drawn = draw_new(classes, tasks_a_seed, seeds, ("new", "five", "shifted"))
+    drawn = draw_new(classes, tasks_a_seed, seeds, ("new", "fresh", "five", "shifted"))
     found = {(seed, task.name): recall_by_lot(task, library, count) for seed, task in drawn}
     return {key: recall for key, recall in found.items() if recall is not None}
 

@@ -204,7 +204,7 @@ def bars(result: Result) -> Figure:
     beside.set_ylim(axes.get_ylim())
     beside.set_yticks([])
     beside.spines["left"].set_visible(False)
-    beside.set_xlabel(f"difference from {against}, points")
+    beside.set_xlabel(f"minus {against}, points")
     note = f"Lines: 95 % intervals. Filled dot: corrected p < 0.05.{_lots_note(result)}"
     return _noted(figure, result, note)
 

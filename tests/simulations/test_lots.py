@@ -32,8 +32,8 @@ def test_where_no_task_is_related_there_is_no_recall():
 def test_a_runs_new_tasks_follow_from_its_library():
     library = draw_library(80, 20)
     found = recalls_by_lot(library, tasks_a_seed=4, seeds=2, count=5)
-    drawn = draw_new(80, 4, 2, ("new", "five", "shifted"))
-    assert len(drawn) == 24
+    drawn = draw_new(80, 4, 2, ("new", "fresh", "five", "shifted"))
+    assert len(drawn) == 32
     assert found == {(seed, task.name): recall_by_lot(task, library, 5) for seed, task in drawn}
     assert all(0 < recall < 1 for recall in found.values())
 
