@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import t
 
 from simulations.baselines import MASKS
+from simulations.experiments.criteria import SERVED, SERVED_HEALED
 from simulations.experiments.experiment import Tasks
 from simulations.experiments.retrieval import KINDS
 from simulations.records import Record
@@ -45,8 +46,6 @@ VOTES: tuple[str, ...] = ("SMSP", "SMSP and importance")
 """The paper's, and with the prior that a server has by default that was not healed."""
 HEALED = Way("L1", KEPT, healing="empty")
 """The nearest to what a healed server sends of the ways that vary one thing at a time."""
-SERVED = (Way("served", KEPT, healing="served"), Way("served", KEPT))
-"""What a server sends, healed and not, with all its defaults."""
 HEALINGS: tuple[Healing, ...] = ("none", "library", "empty", "mask", "nearest")
 
 
@@ -108,7 +107,8 @@ def _confirmed(records: Sequence[Record]) -> list[Claim]:
     fresh = [record for record in records if record.task.startswith("fresh")]
     if not fresh:
         return []
-    claims = [claim(fresh, way) for claim in (_as_good_as_iterative, _above_criteria) for way in SERVED]
+    served = (SERVED_HEALED, SERVED)
+    claims = [claim(fresh, way) for claim in (_as_good_as_iterative, _above_criteria) for way in served]
     return [replace(c, text=f"On tasks by which nothing was chosen, {c.text}") for c in claims]
 
 

@@ -57,10 +57,9 @@ class HealedWeights:
 
     def prepare(self, kind: Healing, iterations: int | None, watch: Watch) -> None:
         """Heal, if that was not done. InputError where the run has no public images."""
-        file = self._file(kind, iterations)
         if kind == "served":
             self._prepare_store(watch)
-        elif not file.exists():
+        elif not (file := self._file(kind, iterations)).exists():
             healed = self._healed(kind, iterations, watch)
             write_whole(file, save({name: t.cpu().contiguous() for name, t in healed.items()}))
 

@@ -7,6 +7,7 @@ import pytest
 from library_tasks import WEIGHTS_DIGEST, adapt_all, request_id, stored_assignment
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
+from standing_clock import Clock
 
 from server.library import Library
 
@@ -53,3 +54,8 @@ def at_checkout():
     event.listen(Pool, "checkout", run)
     yield statements
     event.remove(Pool, "checkout", run)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

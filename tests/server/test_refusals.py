@@ -11,21 +11,6 @@ from server.refusals import PER_MINUTE, Refusals, host_of
 HOST = "192.0.2.1"
 
 
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def counted(clock) -> Refusals:
     return Refusals(clock)

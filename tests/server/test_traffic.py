@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from standing_clock import Clock
 
 from common.errors import InputError, UnavailableError
 from common.exchange import Limits
@@ -12,21 +13,6 @@ from server import traffic
 from server.traffic import Traffic
 
 LIMITS = Limits(calls_per_minute=60, burst=3, concurrent_calls=2)
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
