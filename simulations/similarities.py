@@ -136,6 +136,7 @@ class RandomSimilarity:
 
 SIMILARITIES: dict[str, Callable[[Probe, ExamplesOf], Similarity]] = {
     "class statistics": lambda probe, examples_of: ClassStatistics.of(probe),
+    "plain cosines": lambda probe, examples_of: ClassStatistics.of(probe, sharpness=1),
     "LEEP": lambda probe, examples_of: LeepSimilarity(probe.center, examples_of),
     "LogME": lambda probe, examples_of: RankedSimilarity(probe.center, examples_of, logme),
     "GBC": lambda probe, examples_of: RankedSimilarity(probe.center, examples_of, gbc),

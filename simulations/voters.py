@@ -21,9 +21,6 @@ from simulations.baselines import taylor_scores
 from simulations.contest import Contest
 from simulations.similarities import SIMILARITIES
 
-SHARPNESS = 4
-"""Power of the similarities where all tasks vote: the nearer half decides."""
-
 
 @dataclass(frozen=True)
 class Voters:
@@ -97,9 +94,8 @@ def with_taylor(contest: Contest, voters: Voters) -> Mask:
 
 
 def smoothed(contest: Contest, voters: Voters) -> Mask:
-    """All tasks vote, weighted by the fourth power of their similarity: no K to choose."""
-    sharp = replace(voters, similarities=voters.similarities**SHARPNESS, count=len(voters.entries))
-    return contest.top(_scores(sharp))
+    """All tasks vote, weighted by their similarity: no K to choose."""
+    return contest.top(_scores(replace(voters, count=len(voters.entries))))
 
 
 def over_all_groups(contest: Contest, voters: Voters) -> Mask:

@@ -33,7 +33,7 @@ SIMILARITY = Experiment(
     question="Which measure finds the tasks that share classes, and does the accuracy follow?",
     ways=tuple(
         Way("SMSP", iterations=25, similarity=measure)
-        for measure in ("class statistics", "LEEP", "LogME", "GBC", "random")
+        for measure in ("class statistics", "plain cosines", "LEEP", "LogME", "GBC", "random")
     ),
     x="way",
     value="recall",

@@ -33,12 +33,12 @@ def by_loops(one: TaskSignature, other: TaskSignature, center: np.ndarray) -> fl
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         lengths = np.linalg.norm(a) * np.linalg.norm(b)
-        return float(a @ b / lengths) if lengths > 0 else 0.0
+        return float(np.clip(a @ b / lengths, 0, 1)) if lengths > 0 else 0.0
 
     ours, theirs = (s.means.astype(np.float64) - center for s in (one, other))
-    nearest_of_ours = [max(cosine(a, b) for b in theirs) for a in ours]
-    nearest_of_theirs = [max(cosine(a, b) for a in ours) for b in theirs]
-    return float(np.clip((np.mean(nearest_of_ours) + np.mean(nearest_of_theirs)) / 2, 0, 1))
+    nearest_of_ours = [max(cosine(a, b) for b in theirs) ** 3 for a in ours]
+    nearest_of_theirs = [max(cosine(a, b) for a in ours) ** 3 for b in theirs]
+    return float((np.mean(nearest_of_ours) + np.mean(nearest_of_theirs)) / 2)
 
 
 eighths = st.integers(-40, 40).map(lambda n: n / 8)
@@ -54,11 +54,24 @@ EAST, NORTH, NORTH_EAST, SOUTH = (1, 0), (0, 1), (1, 1), (0, -1)
 
 
 def test_each_class_is_matched_with_the_nearest_of_the_other_task():
-    """East finds east (1), north finds north-east (1/sqrt 2); so do east and north-east back."""
-    expected = (1 + 1 / sqrt(2)) / 2
+    """East finds east (1), north finds north-east (1/sqrt 2, cubed); so do east and north-east back."""
+    expected = (1 + sqrt(1 / 8)) / 2
     assert isclose(
         similarity(signature_of(EAST, NORTH), signature_of(EAST, NORTH_EAST)), expected, abs_tol=1e-6
     )
+
+
+def test_a_class_in_common_weighs_more_than_two_that_are_somewhat_alike():
+    """One shared class of two comes to 1/2; two at cosines of 1/sqrt 3 do to less, and would to more."""
+    task = signature_of((1, 0, 0, 0), (0, 1, 0, 0))
+    shared = signature_of((1, 0, 0, 0), (0, 0, 1, 0))
+    alike = signature_of((1, 0, 1, 1), (0, 1, 1, -1))  # at 1/sqrt 3, each with one of them
+    assert isclose(similarity(task, shared, [0] * 4), 1 / 2, abs_tol=1e-6)
+    assert isclose(similarity(task, alike, [0] * 4), 1 / sqrt(27), abs_tol=1e-6)
+    plain = ClassStatistics(np.zeros(4), sharpness=1)
+    for name, entry in (("shared", shared), ("alike", alike)):
+        plain.add(name, entry)
+    np.testing.assert_allclose(plain.to(task)[1], [1 / 2, 1 / sqrt(3)], atol=1e-6)
 
 
 def test_both_ways_count_the_same_however_many_classes_each_task_has():
@@ -71,7 +84,7 @@ def test_both_ways_count_the_same_however_many_classes_each_task_has():
 def test_length_says_nothing_and_the_public_mean_is_taken_off_first():
     far = signature_of((5, 2), (3, 9))  # east and north of (3, 2), at distances 2 and 7
     assert isclose(
-        similarity(far, signature_of((4, 2), (4, 3)), (3, 2)), (1 + 1 / sqrt(2)) / 2, abs_tol=1e-6
+        similarity(far, signature_of((4, 2), (4, 3)), (3, 2)), (1 + sqrt(1 / 8)) / 2, abs_tol=1e-6
     )
 
 

@@ -34,8 +34,8 @@ def by_brute_force(tasks: list[TaskSignature], task: TaskSignature) -> np.ndarra
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     ours = unit(task)
-    cosines = [unit(other) @ ours.T for other in tasks]
-    return np.clip([(c.max(0).mean() + c.max(1).mean()) / 2 for c in cosines], 0, 1)
+    cosines = [np.clip(unit(other) @ ours.T, 0, 1) for other in tasks]
+    return np.array([((c.max(0) ** 3).mean() + (c.max(1) ** 3).mean()) / 2 for c in cosines])
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_lines_of_one_mask_are_told_apart():
     assert len({mark for _, mark in drawn}) == len(drawn) == 3
 
 
-@pytest.mark.parametrize("colour", {colour for colour, _ in [*MARKS.values(), *SPARE]} - {INK})
+@pytest.mark.parametrize("colour", sorted({colour for colour, _ in [*MARKS.values(), *SPARE]} - {INK}))
 def test_every_colour_stands_out_on_light_and_on_dark_pages(colour):
     own = luminance(colour) + 0.05
     assert (luminance("#ffffff") + 0.05) / own >= 3
