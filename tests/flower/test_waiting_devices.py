@@ -40,6 +40,8 @@ from server.serving import ServeSettings
 pytestmark = pytest.mark.usefixtures("in_a_run")
 
 LONG = 60.0
+HEALED_FOR = 1.5
+"""Seconds. The worker is the last in line for a processor, and tests run in parallel."""
 VOTING = VotingSettings(explore=0)
 SIZE = Budget(keep_ratio=0.3)
 PATIENT = replace(SIZE, wait_seconds=LONG)
@@ -65,7 +67,7 @@ class Place:
     def server(self, library: Library, **changes) -> Iterator[int]:
         settings = ServeSettings(
             address="127.0.0.1:0", anonymous=True, limits=PLENTY, voting=VOTING, grace_seconds=10,
-            heal_images=self.tasks, heal_seconds=0.5, metrics_address=f"127.0.0.1:{self.metrics}",
+            heal_images=self.tasks, heal_seconds=HEALED_FOR, metrics_address=f"127.0.0.1:{self.metrics}",
         )  # fmt: skip
         with running_server(library, self.weights, replace(settings, **changes)) as port:
             yield port
@@ -119,7 +121,7 @@ class Watched(InProcessGrid):
 
 def in_process(place: Place, library: Library, request: TaskDescription) -> SubNetwork:
     store = store_of(library)
-    with healer_of(library, store, place.weights, place.tasks, 0.5) as healer:
+    with healer_of(library, store, place.weights, place.tasks, HEALED_FOR) as healer:
         coordinator = Coordinator(library, place.weights, VOTING, healed=store, healer=healer)
         return coordinator.assign(request).subnetwork
 
@@ -136,7 +138,7 @@ def by_grpc(place: Place, library: Library, request: TaskDescription) -> SubNetw
 def by_files(place: Place, library: Library, request: TaskDescription) -> SubNetwork:
     folder = place.library.parent
     seal(folder / "request", encode_task_description(request))
-    options = ["--heal-images", str(place.tasks), "--heal-seconds", "0.5"]
+    options = ["--heal-images", str(place.tasks), "--heal-seconds", str(HEALED_FOR)]
     checkpoint = ["--checkpoint", str(folder / "backbone.safetensors")]
     command = ["assign", str(place.library), str(folder / "request"), str(folder / "answer")]
     ran = CliRunner().invoke(cli, [*command, *checkpoint, *options], catch_exceptions=False)
@@ -151,7 +153,12 @@ def through_flower(place: Place, library: Library, request: TaskDescription) -> 
     )
     grid = Watched(client_app(devices), {0: {"data-path": str(place.tasks / "task0")}})
     settings = FleetSettings(
-        place.library, explore=0, devices=1, poll_seconds=0.05, heal_images=place.tasks, heal_seconds=0.5
+        place.library,
+        explore=0,
+        devices=1,
+        poll_seconds=0.05,
+        heal_images=place.tasks,
+        heal_seconds=HEALED_FOR,
     )
     (outcome,) = serve_fleet(grid, library, place.weights, settings).devices
     assert outcome.stage == "adapted"
@@ -244,7 +251,12 @@ def test_a_fleet_serves_others_while_one_network_is_healed(place, library):
     nodes[0] |= {"wait-seconds": LONG}
     grid = Watched(devices, nodes)
     settings = FleetSettings(
-        place.library, devices=3, at_once=1, poll_seconds=0.05, heal_images=place.tasks, heal_seconds=0.5
+        place.library,
+        devices=3,
+        at_once=1,
+        poll_seconds=0.05,
+        heal_images=place.tasks,
+        heal_seconds=HEALED_FOR,
     )
     stages = []
     report = serve_fleet(

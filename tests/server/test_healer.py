@@ -23,6 +23,8 @@ from server.healing.healer import Healer
 from server.healing.store import HealedStore
 
 PLENTY = 60.0
+SECONDS = 3.0
+"""For a network. Its worker is the last in line for a processor, and tests run side by side."""
 
 
 @dataclass
@@ -59,8 +61,8 @@ def clinic(tmp_path_factory) -> Clinic:
 
 @pytest.fixture(scope="module")
 def healer(clinic) -> Iterator[Healer]:
-    """One whose worker is ready, and gives no network more than two seconds."""
-    with clinic.healer(seconds=2) as healer:
+    """One whose worker is ready, and gives no network more than `SECONDS`."""
+    with clinic.healer(seconds=SECONDS) as healer:
         healer.start()
         healer.request(clinic.mask(1000), PLENTY).result(PLENTY)
         yield healer
@@ -93,7 +95,7 @@ def test_a_network_is_healed_for_one_mask_and_is_nearer_to_the_backbone(clinic, 
 
 
 def test_it_takes_no_more_than_the_servers_time_nor_than_the_devices(clinic, healer):
-    for number, wait, at_most in ((10, PLENTY, 2.0), (11, 1.0, 1.0)):
+    for number, wait, at_most in ((10, PLENTY, SECONDS), (11, 1.0, 1.0)):
         began = time.monotonic()
         healer.request(clinic.mask(number), wait).result(PLENTY)
         assert time.monotonic() - began < at_most + 3  # a busy machine is late to say so
@@ -119,8 +121,8 @@ def test_what_nobody_waits_for_any_more_is_stopped_and_not_kept(clinic, healer):
     assert running.cancel()
     assert queued.cancel()
     wanted.result(PLENTY)
-    # Its own two seconds, and none of those of the others.
-    assert time.monotonic() - began < 3
+    # Its own seconds, and none of those of the others.
+    assert time.monotonic() - began < SECONDS + 1.5
     assert healer.statistics.stopped == stopped + 1
     assert [clinic.store.has_network(clinic.mask(number)) for number in (30, 31, 32)] == [
         False,
@@ -145,7 +147,7 @@ def test_a_worker_that_dies_costs_its_device_no_time_and_is_started_again(clinic
     future = healer.request(clinic.mask(50), PLENTY)
     time.sleep(0.3)
     os.kill(worker, 9)
-    future.result(1)
+    future.result(SECONDS - 0.5)
     assert not clinic.store.has_network(clinic.mask(50))
     assert healer.statistics.failed == failed + 1
     assert "worker has died (exit code -9)" in caplog.text
