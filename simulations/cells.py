@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from server.coordinator import Coordinator
 from server.healing.heal import heal_mask
 from server.healing.heal_library import store_of
 from server.library import Entry, Library
+from server.library_backup import back_up
 from simulations.baselines import MASKS, NETWORKS, whole
 from simulations.contest import Contest
 from simulations.provenance import commit
@@ -53,6 +56,11 @@ and both papers' together, votes weighted by similarity and then pruned while tu
 WAYS: tuple[str, ...] = (*VOTES, *PRUNED, "neighbours", *MASKS, *NETWORKS, "small network", "served")
 """All masks that a way may name; "neighbours" only looks for them, and adapts nothing, "small network" is
 the run's own one off the shelf, and "served" what a server sends."""
+
+
+def _copy_of(library: Library, place: Path) -> Library:
+    back_up(library, place / "library.db")
+    return Library.open(place / "library.db")
 
 
 class Cells:
@@ -137,9 +145,14 @@ class Cells:
         """What a device comes to that asks a server, with the defaults of both, and what elected."""
         way, run = cell.way, self._run
         request = hashlib.sha256(cell.key.encode()).hexdigest()[:32]
-        with Library.open(run.path / "library.db") as library:
+        with (
+            Library.open(run.path / "library.db") as library,
+            TemporaryDirectory() as place,
+            # In a copy: the library keeps what it assigned once, and would give it to later code too.
+            _copy_of(library, Path(place)) as copy,
+        ):
             healed = store_of(library) if way.healing == "served" else None
-            coordinator = Coordinator(library, run.weights, healed=healed)
+            coordinator = Coordinator(copy, run.weights, healed=healed)
             budget = Budget(keep_ratio=way.keep_ratio)
             asked = describe(coordinator.offer(), contest.task, budget, "smsp", request)
             assignment = coordinator.assign(asked)

@@ -228,6 +228,8 @@ def test_what_a_server_sends_is_measured_through_a_server(run):
     assert same.values == healed.values
     with Library.open(run.path / "library.db") as library:
         assert store_of(library).backbone().iterations == run.settings.healing.iterations
+        # What a server answered once it answers again: kept, a measurement would be of the first code.
+        assert library.statistics().unanswered == 0
 
 
 def test_fresh_tasks_are_no_other_experiments(run):

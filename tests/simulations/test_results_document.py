@@ -11,15 +11,21 @@ from simulations.sentences import percent, x_text
 REPOSITORY = Path(__file__).parents[2]
 RUNS = sorted(path.parent.name for path in (REPOSITORY / "benchmarks/results").glob("*/run.json"))
 
-COLUMNS = {"ResNet-18": "resnet18", "ViT-tiny": "vit", "MobileNetV3": "mobilenetv3"}
+COLUMNS = {
+    "ResNet-18": "resnet18",
+    "ResNet-18, 200 tasks": "resnet18-200",
+    "ViT-tiny": "vit",
+    "MobileNetV3": "mobilenetv3",
+}
 Numbers = dict[tuple[str, str], str]
 """Way and, where there is one, place of the axis -> the mean as pages have it."""
 
 
 def tables() -> list[list[list[str]]]:
-    """The cells of every table of the results that has an experiment's name in its corner."""
+    """The cells of every table of README and results that has an experiment's name in its corner."""
     found = []
-    for block in (REPOSITORY / "docs/results.md").read_text().split("\n\n"):
+    pages = [(REPOSITORY / name).read_text() for name in ("README.md", "docs/results.md")]
+    for block in "\n\n".join(pages).split("\n\n"):
         rows = [
             [cell.strip().strip("*") for cell in line.strip("|").split("|")]
             for line in block.splitlines()
