@@ -53,9 +53,18 @@ PRUNED: dict[str, Method] = {"MVP": "mvp", "SMSP pruned": "smsp"}
 """Ways that start with more units than they end with -> the votes that choose them: the first paper's,
 and both papers' together, votes weighted by similarity and then pruned while tuning."""
 
-WAYS: tuple[str, ...] = (*VOTES, *PRUNED, "neighbours", *MASKS, *NETWORKS, "small network", "served")
-"""All masks that a way may name; "neighbours" only looks for them, and adapts nothing, "small network" is
-the run's own one off the shelf, and "served" what a server sends."""
+WAYS: tuple[str, ...] = (
+    *VOTES, *PRUNED, "neighbours", "twin", *MASKS, *NETWORKS, "small network", "served",
+)  # fmt: skip
+"""All masks that a way may name; "neighbours" only looks for them, and adapts nothing, "twin" is the mask
+of a library task of the very same classes, "small network" is the run's own one off the shelf, and
+"served" what a server sends."""
+
+
+def asks_the_library(way: Way) -> bool:
+    """Whether a way takes anything of the tasks that a run's library is seeded with."""
+    votes = way.mask in {*VOTES, *PRUNED, "neighbours"} and way.library == "seeded" and way.entries != 0
+    return votes or way.mask == "served" or way.healing in ("library", "nearest", "served")
 
 
 def _copy_of(library: Library, place: Path) -> Library:
@@ -97,6 +106,8 @@ class Cells:
         contest = self._contest(cell, task, evaluate_at)
         if way.mask == "served":
             adapted, facts["origin"] = self._served(cell, contest)
+        elif way.mask == "twin":
+            adapted = contest.adapt(self._twin(cell, contest))
         else:
             adapted = self._adapted(way, contest, voters)
         last = max(adapted.accuracies)
@@ -140,6 +151,20 @@ class Cells:
         if voters is not None and way.mask in VOTES:
             return contest.adapt(VOTES[way.mask](contest, voters))
         return contest.adapt(MASKS[way.mask](contest))
+
+    def _twin(self, cell: Cell, contest: Contest) -> Mask:
+        """What the library would hold of a task of these very classes: no neighbour can be nearer."""
+        run, iterations = self._run, cell.way.seeding_iterations
+        seeding = run.settings.seeding
+        seeds = replace(
+            contest,
+            task=run.library_task(cell.task),
+            settings=seeding if iterations is None else replace(seeding, iterations=iterations),
+            evaluate_at=(),
+            cut=None,
+        )
+        everything, pruning = Mask.full(run.structure), run.settings.seed_pruning
+        return seeds.adapt(everything, target=contest.counts, pruning=pruning).pruned.mask
 
     def _served(self, cell: Cell, contest: Contest) -> tuple[Adapted, Origin]:
         """What a device comes to that asks a server, with the defaults of both, and what elected."""

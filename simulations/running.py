@@ -7,7 +7,7 @@ from concurrent.futures import as_completed
 from functools import cache, partial
 from pathlib import Path
 
-from simulations.cells import Cells
+from simulations.cells import Cells, asks_the_library
 from simulations.experiments.experiment import Experiment
 from simulations.fleet import worker_processes
 from simulations.records import Cell, Record, append, pending, read_records
@@ -57,8 +57,19 @@ def _obstacle(run: RunDirectory, way: Way) -> str:
 
 
 def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch) -> None:
-    """Found and seed the run's library, and heal its weights if a way of these wants them."""
+    """Found the run's library; seed it, let others grow, and heal, as far as these ways want that."""
     run.found()
+    ways = [way for experiment in experiments for way in ways_of(run, experiment)]
+    if any(asks_the_library(way) for way in ways):
+        _seed_library(run, workers, watch)
+    for kind in sorted({way.library for way in ways} - {"seeded"}):
+        run.grow(kind, partial(watch, f"growing the {kind} library"))
+    for healing, iterations in dict.fromkeys((way.healing, way.healing_iterations) for way in ways):
+        if healing in ("library", "empty", "served"):
+            run.healed.prepare(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
+
+
+def _seed_library(run: RunDirectory, workers: int, watch: Watch) -> None:
     seeded = {entry.contributor.removeprefix("operator:") for entry in run.entries}
     missing = [choice for choice in run.library_choices if choice.name not in seeded]
     if missing:
@@ -69,12 +80,6 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
                 watch("seeding the library", done, len(futures))
         del run.entries
     run.note_library()
-    ways = [way for experiment in experiments for way in ways_of(run, experiment)]
-    for kind in sorted({way.library for way in ways} - {"seeded"}):
-        run.grow(kind, partial(watch, f"growing the {kind} library"))
-    for healing, iterations in dict.fromkeys((way.healing, way.healing_iterations) for way in ways):
-        if healing in ("library", "empty", "served"):
-            run.healed.prepare(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
 
 
 def measure(

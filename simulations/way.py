@@ -49,6 +49,8 @@ class Way:
     """Privacy of all signatures, the library's too; 0 adds no noise."""
     images: int | None = None
     """Images a class that the device has; None: all that the run deals out."""
+    seeding_iterations: int | None = None
+    """In which a twin's mask was found; None: as many as the library's masks."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 1 or self.iterations < 0 or self.neighbours < 1:

@@ -5,7 +5,7 @@ from simulations.experiments.criteria import CONFIRMATION, CRITERIA, ITERATIONS
 from simulations.experiments.experiment import Experiment
 from simulations.experiments.healing import BACKBONE_HEALING, HEALING, HEALING_LENGTH
 from simulations.experiments.ideas import IDEAS
-from simulations.experiments.libraries import GROWTH, LIBRARY_SIZE, NEIGHBOURS
+from simulations.experiments.libraries import GROWTH, LIBRARY_SIZE, LIMITS, NEIGHBOURS
 from simulations.experiments.retrieval import PRIVACIES, PRIVACY_ACCURACY, PROBES, SIMILARITY
 
 __all__ = ["EXPERIMENTS", "Experiment"]
@@ -21,6 +21,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         BACKBONE_HEALING,
         KEEP_RATIO,
         LIBRARY_SIZE,
+        LIMITS,
         GROWTH,
         NEIGHBOURS,
         SIMILARITY,

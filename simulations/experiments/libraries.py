@@ -1,5 +1,7 @@
 """What the library has to be: how large, and how many of its tasks vote."""
 
+from dataclasses import replace
+
 from simulations.experiments.experiment import Experiment
 from simulations.way import Way
 
@@ -46,4 +48,25 @@ NEIGHBOURS = Experiment(
     ),
     x="neighbours",
     against=Way("SMSP", iterations=25),
+)
+
+TWIN = Way("twin", iterations=25)
+"""The mask of a library task of the device's own classes, of other images."""
+
+LIMITS = Experiment(
+    name="limits",
+    question="What could the best library come to? A twin is a library task of the device's very "
+    "classes, of other images: no neighbour can be nearer. Its mask was found like the library's, or in "
+    "ten times as many iterations.",
+    ways=(
+        Way("SMSP", iterations=25),
+        TWIN,
+        replace(TWIN, seeding_iterations=600),
+        Way("L1", iterations=25),
+        Way("random", iterations=25),
+        Way("dense", iterations=25),
+    ),
+    x="way",
+    line=lambda way: f"twin {way.seeding_iterations}" if way.seeding_iterations else way.name,
+    against=Way("L1", iterations=25),
 )

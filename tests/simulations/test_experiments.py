@@ -97,7 +97,7 @@ def test_a_run_is_prepared_once_and_opened_with_the_settings_that_it_began_with(
     run.hold_against(run.settings.small_model, run.settings.small_checkpoint)
     assert RunDirectory(run.path).settings == run.settings
     before = (run.path / "library.db").stat().st_mtime_ns
-    prepare(again, [], workers=1, watch=quiet)
+    prepare(again, [Experiment("", "", (Way("SMSP"),), "way", Way("SMSP"))], workers=1, watch=quiet)
     assert len(again.entries) == 3
     assert (run.path / "library.db").stat().st_mtime_ns == before
     lines = (run.path / "library.jsonl").read_text().splitlines()
@@ -146,6 +146,7 @@ def test_every_way_is_measured(run, mask):
         Way("SMSP", epsilon=8.0, images=4),
         Way("SMSP", entries=0),
         Way("dense", healing="library"),
+        Way("twin", seeding_iterations=3),
     ],
     ids=lambda way: " ".join(map(str, way.to_json().values())),
 )
@@ -165,6 +166,37 @@ def test_an_empty_library_elects_the_importance_mask(run):
     one, other = (Cells(run).measure(Cell(seed, choice, way)) for way in ways)
     assert one.facts["mask"] == other.facts["mask"]
     assert one.values["after"] == other.values["after"]
+
+
+def test_a_twin_is_what_the_library_would_hold_of_the_same_task(run):
+    """As many iterations as the library's masks have, or others; with every unit kept it has no say."""
+    choice = run.library_choices[0]
+    way = Way("twin", iterations=1, keep_ratio=0.3)
+    ways = [replace(way, seeding_iterations=count) for count in (None, 2, 20)]
+    own, same, other = (Cells(run).measure(Cell(0, choice, way)).facts["mask"] for way in ways)
+    assert run.settings.seeding.iterations == 2
+    assert own == same != other
+    whole = Way("twin", iterations=1, keep_ratio=1.0)
+    dense = Way("dense", iterations=1)
+    twin, network = (Cells(run).measure(Cell(0, choice, way)) for way in (whole, dense))
+    assert twin.values == network.values
+
+
+def test_a_library_is_seeded_only_for_ways_that_ask_it(run, tmp_path):
+    """Seeding takes as long as hundreds of cells: who asks how long to heal need not wait for it."""
+    other = RunDirectory.begin(tmp_path / "other", run.settings)
+    ways = (Way("L1"), Way("twin"), Way("SMSP", entries=0), Way("L1", healing="empty"))
+    stages = []
+    prepare(other, [Experiment("", "", ways, "way", ways[0])], 1, lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"healing the backbone (empty)"}
+    assert other.entries == []
+    seed, choice = other.new_choices(["new"])[0]
+    records = [Cells(other).measure(Cell(seed, choice, replace(way, iterations=1))) for way in ways]
+    assert [record.error for record in records] == [None] * len(ways)
+
+    way = Way("SMSP")
+    prepare(other, [Experiment("", "", (way,), "way", way)], workers=1, watch=quiet)
+    assert len(RunDirectory(other.path).entries) == run.settings.library_tasks
 
 
 def test_a_library_grows_by_what_devices_give_back_and_one_of_echoes_only_repeats(run):
