@@ -100,7 +100,7 @@ def seed_library(
     """
     check_weights(weights, library.weights_digest)
     for name, _ in tasks:
-        check_contributor(_contributor(name))  # not only once its mask is to be stored
+        check_contributor(contributor_of(name))  # not only once its mask is to be stored
     offer = library.offer
     budget = Budget(keep_ratio=keep_ratio)
     entries = []
@@ -131,12 +131,20 @@ def seed_library(
                 accuracy_before=adapted.before,
                 accuracy_after=adapted.after,
                 iterations=settings.iterations,
-                contributor=_contributor(name),
+                contributor=contributor_of(name),
             )
         entries.append(library.entry(entry))
     return entries
 
 
-def _contributor(name: str) -> str:
+OPERATOR = "operator:"
+
+
+def contributor_of(name: str) -> str:
     """Who stands behind the mask of an operator's own task."""
-    return f"operator:{name}"
+    return f"{OPERATOR}{name}"
+
+
+def task_of(contributor: str) -> str:
+    """The name of the operator's own task that such a contributor stands for."""
+    return contributor.removeprefix(OPERATOR)

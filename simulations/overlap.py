@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
-from common.files import read_whole
+from simulations.library_records import LibraryMasks
 from simulations.significance import holm
-from simulations.tasks import TaskChoice
 
 PERMUTATIONS = 999
 """Of the tasks, for Mantel's test."""
@@ -23,15 +18,6 @@ FEWEST_TASKS = 3
 """Two have but one pair, and nothing to correlate."""
 BINS = ((0.0, 0.0, "none"), (0.0, 0.1, "to 10 %"), (0.1, 0.25, "10 to 25 %"), (0.25, 1.0, "over 25 %"))
 """Relatedness of pairs, above the first and up to the second, as figures group it."""
-
-
-@dataclass(frozen=True)
-class LibraryMasks:
-    """A library's tasks and masks: `kept` is bool (tasks, units), the units of `groups` in order."""
-
-    tasks: tuple[TaskChoice, ...]
-    groups: tuple[tuple[str, int], ...]
-    kept: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -59,30 +45,6 @@ class Overlaps:
     pairs: tuple[int, ...]
     """In each bin."""
     groups: tuple[GroupOverlap, ...]
-
-
-def read_library(directory: Path) -> LibraryMasks:
-    """A run's library.jsonl and structure.json. InputError where they are missing or damaged."""
-    file = directory / "structure.json"
-    try:
-        groups = tuple((str(name), int(n)) for name, n in json.loads(bytes(read_whole(file)))["groups"])
-        file = directory / "library.jsonl"
-        lines = [json.loads(line) for line in bytes(read_whole(file)).splitlines() if line.strip()]
-        tasks = tuple(TaskChoice(d["name"], tuple(d["classes"]), d["domain"]) for d in lines)
-        masks = [base64.b64decode(d["mask"], validate=True) for d in lines]
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} is damaged ({error!r}); let the run write it again") from error
-    units = sum(n for _, n in groups)
-    wrong = [task.name for task, mask in zip(tasks, masks, strict=True) if len(mask) != (units + 7) // 8]
-    if wrong:
-        raise InputError(
-            f"{file} has a mask of another size for {wrong[0]}; {units} units of structure.json need "
-            f"{(units + 7) // 8} bytes: keep both files of one run together"
-        )
-    bits = [np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=units) for mask in masks]
-    return LibraryMasks(tasks, groups, np.array(bits, dtype=bool).reshape(len(tasks), units))
 
 
 def overlaps(library: LibraryMasks, permutations: int = PERMUTATIONS) -> Overlaps:

@@ -20,8 +20,9 @@ from common.files import read_whole
 from simulations import plots
 from simulations.claims import Claim, Holds, claims_of
 from simulations.experiments.experiment import Experiment
+from simulations.library_records import LIBRARY, LibraryMasks, read_library
 from simulations.lots import recalls_by_lot
-from simulations.overlap import BINS, FEWEST_TASKS, LibraryMasks, Overlaps, overlaps, read_library
+from simulations.overlap import BINS, FEWEST_TASKS, Overlaps, overlaps
 from simulations.records import Record, read_records
 from simulations.sentences import (
     SEEDS_NOTE,
@@ -211,7 +212,7 @@ def _read_run(path: Path, experiments: Mapping[str, Experiment]) -> Run:
         ) from error
     if not records:
         raise InputError(f"{cells} has no record; measure something first, with maskvote-sim experiment")
-    library = read_library(path) if (path / "library.jsonl").exists() else None
+    library = read_library(path) if (path / LIBRARY).exists() else None
     found = overlaps(library) if library is not None and len(library.tasks) >= FEWEST_TASKS else None
     return Run(path, model, info, records, experiments, found, _by_lot(library, info["settings"]))
 

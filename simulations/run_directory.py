@@ -4,7 +4,7 @@
     structure.json      groups and their units
     library.db          the library, seeded on its own tasks
     library.db.healed   what maskvote-server heal would have come to for it
-    library.jsonl       its tasks and masks, a line each
+    library.jsonl       its tasks and masks, a line each: without library.db they are taken from here
     grown.db, echoed.db libraries of what devices gave back (see simulations.growing)
     healed-library.safetensors, healed-empty.safetensors
                         the backbone's weights, healed for what the library votes for, or would if empty;
@@ -17,7 +17,6 @@ What is there is not made again: a run that was stopped goes on, and another exp
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,16 +28,18 @@ from common.backbone import Backbone, Weights, backbone_weights, classes_of
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
+from common.mask import Mask
 from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
-from server.founding import found_library, seed_library
+from server.founding import contributor_of, found_library, seed_library, task_of
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings
-from server.library import Entry, Library
+from server.library import Entry, Library, seed_entry
 from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
 from simulations.healed_weights import HealedWeights
+from simulations.library_records import LIBRARY, STRUCTURE, LibraryMasks, read_library, write_library
 from simulations.pools import open_pool
 from simulations.provenance import commit, versions
 from simulations.tasks import ClassPool, TaskChoice, Watch, draw_library, draw_new
@@ -215,7 +216,7 @@ class RunDirectory:
     def entries(self) -> list[Entry]:
         """The library's entries, in the order in which their tasks were drawn."""
         with Library.open(self.path / "library.db") as library:
-            found = {entry.contributor.removeprefix("operator:"): entry for entry in library.entries()}
+            found = {task_of(entry.contributor): entry for entry in library.entries()}
         return [found[choice.name] for choice in self.library_choices if choice.name in found]
 
     def entries_of(self, kind: LibraryKind) -> list[Entry]:
@@ -260,17 +261,35 @@ class RunDirectory:
         return draw_new(len(self.pool.names), settings.tasks_a_seed, settings.seeds, kinds)
 
     def found(self) -> None:
-        """The library without entries; its probe is fitted to some of its own side's images."""
+        """The library without entries; its probe is fitted to some of its own side's images.
+
+        InputError where the run's records are of a library whose masks would be cut in other groups.
+        """
         file = self.path / "library.db"
         if not file.exists():
             images = self.pool.task(self.pool.all_classes, owners=2, owner=0, images=20).train
             found_library(file, self.backbone, self.weights, images).close()
-        groups = [[group.name, group.units] for group in self.structure.groups]
-        write_whole(self.path / "structure.json", json.dumps({"groups": groups}).encode())
+        if self._recorded and self._records.groups != self._groups:
+            raise InputError(
+                f"{self.path / STRUCTURE} tells of other groups than {self.backbone.model} has with "
+                f"this timm: masks of {LIBRARY} do not fit; use the timm of run.json, or remove "
+                f"{LIBRARY}, so that the library is seeded anew"
+            )
+        write_whole(self.path / STRUCTURE, json.dumps({"groups": self._groups}).encode())
+
+    @property
+    def _groups(self) -> tuple[tuple[str, int], ...]:
+        return tuple((group.name, group.units) for group in self.structure.groups)
 
     def seed(self, choice: TaskChoice) -> None:
-        """Prune the backbone iteratively on one of the library's tasks, and store its mask."""
+        """Store a mask for one of the library's tasks: what the run's records tell, if they do.
+
+        Else the backbone is pruned iteratively on it. InputError where the records are of another run.
+        """
         with Library.open(self.path / "library.db") as library:
+            if choice.name in self._recorded:
+                self._restore(library, choice)
+                return
             seed_library(
                 library,
                 self.weights,
@@ -280,22 +299,37 @@ class RunDirectory:
                 pruning=self.settings.seed_pruning,
             )
 
-    def note_library(self) -> None:
-        """Write the library's tasks and masks for figures."""
-        choices = {choice.name: choice for choice in self.library_choices}
-        lines = []
-        for entry in self.entries:
-            choice = choices[entry.contributor.removeprefix("operator:")]
-            lines.append(
-                json.dumps(
-                    {
-                        "name": choice.name,
-                        "classes": choice.classes,
-                        "domain": choice.domain,
-                        "mask": base64.b64encode(entry.mask.pack()).decode(),
-                        "before": round(entry.accuracy_before, 4),
-                        "after": round(entry.accuracy_after, 4),
-                    }
-                )
+    @cached_property
+    def _recorded(self) -> dict[str, int]:
+        """The tasks in the run's records of its library -> their rows there; none without records."""
+        if not (self.path / LIBRARY).exists():
+            return {}
+        return {choice.name: row for row, choice in enumerate(self._records.tasks)}
+
+    @cached_property
+    def _records(self) -> LibraryMasks:
+        return read_library(self.path)
+
+    def _restore(self, library: Library, choice: TaskChoice) -> None:
+        records, row = self._records, self._recorded[choice.name]
+        if records.tasks[row] != choice:
+            raise InputError(
+                f"{self.path / LIBRARY} tells of {choice.name} of other classes than this run draws: it "
+                "is another run's; remove it, so that the library is seeded anew"
             )
-        write_whole(self.path / "library.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        signature = library.offer.probe.describe(self.library_task(choice).train, len(choice.classes))
+        before, after = records.accuracies[row].tolist()
+        library.seed(
+            seed_entry(choice.name, signature),
+            signature,
+            Mask(self.structure, records.kept[row]),
+            accuracy_before=before,
+            accuracy_after=after,
+            iterations=self.settings.seeding.iterations,
+            contributor=contributor_of(choice.name),
+        )
+
+    def note_library(self) -> None:
+        """Write the library's tasks and masks for figures, and for a run that goes on with them."""
+        choices = {choice.name: choice for choice in self.library_choices}
+        write_library(self.path, [(choices[task_of(e.contributor)], e) for e in self.entries])

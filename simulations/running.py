@@ -7,6 +7,7 @@ from concurrent.futures import as_completed
 from functools import cache, partial
 from pathlib import Path
 
+from server.founding import task_of
 from simulations.cells import Cells, asks_the_library
 from simulations.experiments.experiment import Experiment
 from simulations.fleet import worker_processes
@@ -70,7 +71,7 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
 
 
 def _seed_library(run: RunDirectory, workers: int, watch: Watch) -> None:
-    seeded = {entry.contributor.removeprefix("operator:") for entry in run.entries}
+    seeded = {task_of(entry.contributor) for entry in run.entries}
     missing = [choice for choice in run.library_choices if choice.name not in seeded]
     if missing:
         with worker_processes(workers) as pool:

@@ -57,11 +57,11 @@ LIMITS = Experiment(
     name="limits",
     question="What could the best library come to? A twin is a library task of the device's very "
     "classes, of other images: no neighbour can be nearer. Its mask was found like the library's, or in "
-    "ten times as many iterations.",
+    "300 iterations.",
     ways=(
         Way("SMSP", iterations=25),
         TWIN,
-        replace(TWIN, seeding_iterations=600),
+        replace(TWIN, seeding_iterations=300),
         Way("L1", iterations=25),
         Way("random", iterations=25),
         Way("dense", iterations=25),

@@ -1,5 +1,6 @@
 """Experiments: from one command to records, on a small run of glyphs; what fails stops nothing."""
 
+import base64
 import json
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +24,7 @@ from common.mask import Mask
 from common.pruning import PruningSettings
 from server.budget import allot
 from server.healing.drawn_votes import KeepRatios
-from server.healing.heal import HealingSettings
+from server.healing.heal import HealingSettings, heal_mask
 from server.healing.heal_library import store_of
 from server.library import Library
 from simulations.baselines import MASKS
@@ -199,6 +200,59 @@ def test_a_library_is_seeded_only_for_ways_that_ask_it(run, tmp_path):
     assert len(RunDirectory(other.path).entries) == run.settings.library_tasks
 
 
+@pytest.fixture
+def published(run, tmp_path) -> Path:
+    """What of a run is published: its settings and records, no library."""
+    place = tmp_path / "published"
+    place.mkdir()
+    for name in ("run.json", "structure.json", "library.jsonl"):
+        (place / name).write_bytes((run.path / name).read_bytes())
+    return place
+
+
+SEEDED = Experiment("", "", (Way("SMSP"),), "way", Way("SMSP"))
+
+
+def test_a_published_run_goes_on_with_the_masks_that_its_records_tell(run, published):
+    """Not with masks found anew, which are others elsewhere: here, one is changed by hand."""
+    lines = (published / "library.jsonl").read_text().splitlines()
+    changed = json.loads(lines[0])
+    other = ~run.entries[0].mask.kept
+    assert all(Mask(run.structure, other)[name].any() for name in run.structure.starts)
+    changed["mask"] = base64.b64encode(np.packbits(other).tobytes()).decode()
+    (published / "library.jsonl").write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
+    again = RunDirectory(published)
+    prepare(again, [SEEDED], workers=1, watch=quiet)
+    assert np.array_equal(again.entries[0].mask.kept, other)
+    assert [entry.mask for entry in again.entries[1:]] == [entry.mask for entry in run.entries[1:]]
+    for mine, theirs in zip(again.entries, run.entries, strict=True):
+        assert (mine.entry, mine.signature.digest) == (theirs.entry, theirs.signature.digest)
+        assert mine.iterations == theirs.iterations
+        assert (mine.accuracy_before, mine.accuracy_after) == pytest.approx(
+            (theirs.accuracy_before, theirs.accuracy_after), abs=1e-4
+        )
+    assert json.loads((published / "library.jsonl").read_text().splitlines()[0]) == changed
+
+
+def test_masks_of_tasks_that_a_run_does_not_draw_are_refused(published):
+    lines = [json.loads(line) for line in (published / "library.jsonl").read_text().splitlines()]
+    lines[0]["classes"] = lines[0]["classes"][::-1]
+    (published / "library.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="of other classes than this run draws"):
+        prepare(RunDirectory(published), [SEEDED], workers=1, watch=quiet)
+
+
+def test_masks_of_other_groups_are_refused_each_time(published):
+    told = json.loads((published / "structure.json").read_text())
+    told["groups"][0][0] = "stem.weight:0"
+    (published / "structure.json").write_text(json.dumps(told))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"tells of other groups than .* remove library\.jsonl"):
+            prepare(RunDirectory(published), [SEEDED], workers=1, watch=quiet)
+    (published / "library.jsonl").unlink()
+    prepare(RunDirectory(published), [], workers=1, watch=quiet)
+
+
 def test_a_library_grows_by_what_devices_give_back_and_one_of_echoes_only_repeats(run):
     grown, echoed = (run.path / f"{kind}.db" for kind in ("grown", "echoed"))
     for kind in ("grown", "echoed"):
@@ -244,6 +298,23 @@ def test_a_backbone_is_healed_as_long_as_a_way_says(run):
     seed, choice = run.new_choices(["new"])[0]
     plain, unhealed, *_ = (Cells(run).measure(Cell(seed, choice, way)).values for way in ways)
     assert plain == unhealed
+
+
+def test_a_mask_that_several_tasks_share_is_healed_once_and_tuned_by_each(run, monkeypatch):
+    (one, first), (other, second) = run.new_choices(["new"])[:2]
+    way = Way("L1", iterations=1, healing="mask", healing_iterations=2)
+    alone = [Cells(run).measure(c).values for c in (Cell(one, first, way), Cell(other, second, way))]
+    healings = []
+    monkeypatch.setattr(
+        "simulations.cells.heal_mask", lambda *a, **k: healings.append(a[2]) or heal_mask(*a, **k)
+    )
+    cells = Cells(run)
+    together = [cells.measure(c).values for c in (Cell(one, first, way), Cell(other, second, way))]
+    assert together == alone
+    assert len(healings) == 1
+    longer = replace(way, healing_iterations=3)
+    assert cells.measure(Cell(one, first, longer)).error is None
+    assert len(healings) == 2
 
 
 def test_what_a_server_sends_is_measured_through_a_server(run):
@@ -428,9 +499,12 @@ class Placed(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("done", ["seeded", "grown", "healed for one mask"])
-def test_what_a_run_tunes_and_heals_is_put_on_its_device_whole(run, done):
+def test_what_a_run_tunes_and_heals_is_put_on_its_device_whole(run, done, tmp_path):
     """No other device than the CPU is sure to be there, but the CPU has another name."""
     placed = RunDirectory(run.path)
+    if done == "seeded":
+        RunDirectory.begin(tmp_path / "empty", run.settings).found()
+        placed = RunDirectory(tmp_path / "empty")
     placed.settings = replace(run.settings, device="cpu:0")
     with Placed() as record:
         if done == "seeded":

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from simulations.overlap import LibraryMasks, overlaps, read_library
+from simulations.library_records import LibraryMasks, read_library
+from simulations.overlap import overlaps
 from simulations.tasks import TaskChoice
 
 GROUPS = [["conv1.weight:0", 4], ["conv2.weight:0", 5]]
@@ -57,7 +58,8 @@ def test_mantel_finds_a_planted_relation_and_none_in_noise():
         row[list(own)] = True
     noise = np.array([lot.permutation(20) < 5 for _ in range(24)])
     tasks = tuple(TaskChoice(str(k), own) for k, own in enumerate(classes))
-    library = LibraryMasks(tasks, (("planted", 20), ("noise", 20)), np.hstack([planted, noise]))
+    groups = (("planted", 20), ("noise", 20))
+    library = LibraryMasks(tasks, groups, np.hstack([planted, noise]), np.zeros((24, 2)))
     first, second, _ = overlaps(library, permutations=199).groups
     assert first.correlation == pytest.approx(1)
     assert first.p == pytest.approx(2 / 200)  # the least of 199 permutations, times two groups
@@ -70,6 +72,7 @@ def test_masks_are_read_as_they_were_packed(tmp_path):
         mask.replace(" ", "") for mask in MASKS.values()
     ]
     assert library.groups == (("conv1.weight:0", 4), ("conv2.weight:0", 5))
+    assert library.accuracies.tolist() == [[0.4, 0.5]] * 4
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from simulations.experiments import EXPERIMENTS, Experiment
+from simulations.library_records import LibraryMasks
 from simulations.marks import INK, LOTS, MARKS, SPARE, label_beside, marked
-from simulations.overlap import LibraryMasks, overlaps
+from simulations.overlap import overlaps
 from simulations.plots import bars, figure_of, lines, overlap, png, recall, svg
 from simulations.records import Record
 from simulations.statistics import Result, result_of
@@ -160,7 +161,8 @@ def test_the_heat_has_every_groups_numbers():
     lot = np.random.default_rng(0)
     tasks = tuple(TaskChoice(str(k), (k % 3, 7)) for k in range(6))
     kept = np.array([lot.permutation(10) < 4 for _ in tasks])
-    found = overlaps(LibraryMasks(tasks, (("layer1.conv1.weight:0", 10),), kept), permutations=9)
+    library = LibraryMasks(tasks, (("layer1.conv1.weight:0", 10),), kept, np.zeros((6, 2)))
+    found = overlaps(library, permutations=9)
     text = svg(overlap(found), "heat")
     assert "layer1.conv1<" in text
     assert "15 pairs" in text

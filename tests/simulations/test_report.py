@@ -83,6 +83,7 @@ def with_library(directory: Path) -> Path:
     for k in range(4):
         mask = np.packbits(np.roll([1, 1, 1, 0, 0, 0, 0, 0], k)).tobytes()
         task = {"name": f"library{k}", "classes": [k // 2, 9], "domain": "plain"}
+        task |= {"before": 0.4, "after": 0.5}
         lines.append(json.dumps(task | {"mask": base64.b64encode(mask).decode()}) + "\n")
     (directory / "library.jsonl").write_text("".join(lines))
     return directory
