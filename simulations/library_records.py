@@ -12,13 +12,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.errors import InputError
 from common.files import read_whole, write_whole
-from server.library import Entry
 from simulations.tasks import TaskChoice
+
+if TYPE_CHECKING:
+    from server.library import Entry
 
 LIBRARY, STRUCTURE = "library.jsonl", "structure.json"
 
