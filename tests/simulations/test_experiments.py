@@ -44,6 +44,9 @@ from simulations.tasks import draw_mixture
 from simulations.voters import VOTES, Voters, with_prior
 from simulations.way import Way
 
+SEEDED = Experiment("", "", (Way("SMSP"),), "way", Way("SMSP"))
+"""One that asks the library, and nothing else of a run."""
+
 
 def quiet(stage: str, done: int, total: int) -> None:
     """Nobody looks."""
@@ -98,7 +101,7 @@ def test_a_run_is_prepared_once_and_opened_with_the_settings_that_it_began_with(
     run.hold_against(run.settings.small_model, run.settings.small_checkpoint)
     assert RunDirectory(run.path).settings == run.settings
     before = (run.path / "library.db").stat().st_mtime_ns
-    prepare(again, [Experiment("", "", (Way("SMSP"),), "way", Way("SMSP"))], workers=1, watch=quiet)
+    prepare(again, [SEEDED], workers=1, watch=quiet)
     assert len(again.entries) == 3
     assert (run.path / "library.db").stat().st_mtime_ns == before
     lines = (run.path / "library.jsonl").read_text().splitlines()
@@ -195,8 +198,7 @@ def test_a_library_is_seeded_only_for_ways_that_ask_it(run, tmp_path):
     records = [Cells(other).measure(Cell(seed, choice, replace(way, iterations=1))) for way in ways]
     assert [record.error for record in records] == [None] * len(ways)
 
-    way = Way("SMSP")
-    prepare(other, [Experiment("", "", (way,), "way", way)], workers=1, watch=quiet)
+    prepare(other, [SEEDED], workers=1, watch=quiet)
     assert len(RunDirectory(other.path).entries) == run.settings.library_tasks
 
 
@@ -208,9 +210,6 @@ def published(run, tmp_path) -> Path:
     for name in ("run.json", "structure.json", "library.jsonl"):
         (place / name).write_bytes((run.path / name).read_bytes())
     return place
-
-
-SEEDED = Experiment("", "", (Way("SMSP"),), "way", Way("SMSP"))
 
 
 def test_a_published_run_goes_on_with_the_masks_that_its_records_tell(run, published):
