@@ -19,12 +19,12 @@ from typing import Any
 
 import click
 import numpy as np
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.backbone import Backbone
 from common.budget import Budget, Counts, LatencyTable, demands
 from common.command_line import show
 from common.errors import BudgetError
+from common.flops import counted_flops
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Structure
@@ -85,12 +85,10 @@ def counted(backbone: Backbone, structure: Structure, kept: Counts) -> dict[str,
     shapes = cut(backbone.without_classifiers(backbone.skeleton().state_dict()), mask)
     weights = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in shapes.items()}
     network = rebuild(backbone, weights, CLASSES, mask)
-    with FlopCounterMode(display=False) as flops, torch.inference_mode():
-        network(torch.zeros(1, *backbone.input_size))
     tensors = network.state_dict().values()
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "flops": flops.get_total_flops(),
+        "flops": counted_flops(network, backbone.input_size),
         "weight_bytes": sum(t.numel() * t.element_size() for t in tensors),
     }
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from client.artefacts.runnable import Logits
 from client.artefacts.transform import Transform
 from client.export import SavedNetwork
 from client.processor import processor
 from common.fitting import BATCH
+from common.flops import counted_flops
 from common.image_reading import COLOURS
 from common.images import LabelledImages
 
@@ -55,16 +55,9 @@ def facts_of(saved: SavedNetwork) -> dict[str, Any]:
             "std": list(transform.std),
         },
         "parameters": sum(parameter.numel() for parameter in saved.network.parameters()),
-        "flops": flops_of(saved),
+        "flops": counted_flops(saved.network, saved.backbone.input_size),
         "written_by": {name: version for name in WRITERS if (version := _version(name))},
     }
-
-
-def flops_of(saved: SavedNetwork) -> int:
-    """Floating-point operations of one image in convolutions and products: two a multiplication."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        saved.network(torch.zeros(1, *saved.backbone.input_size))
-    return int(counter.get_total_flops())
 
 
 def latency_of(logits: Logits, size: Sequence[int], runtime: str, threads: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from test_network_cli import draw
 from client.artefacts import int8, runnable
 from client.artefacts.card import digest_of
 from client.artefacts.exporting import Judges, export_artefact
-from client.artefacts.facts import flops_of
 from client.artefacts.int8 import drawn_images, quantised
 from client.artefacts.runnable import PRECISE, onnx_logits, onnx_session, open_artefact
 from client.export import SavedNetwork, checked_graph, save_network
@@ -225,21 +224,6 @@ def test_the_card_tells_what_the_network_is(tiny, tmp_path):
     assert "accuracy" not in card
     assert {"maskvote", "torch", "onnxruntime"} <= set(card["written_by"])
     assert quiet_export("safetensors", tmp_path / "my.safetensors", tiny)["mask"] is None
-
-
-def test_flops_are_two_for_every_multiplication():
-    """A linear layer of 192 features and 4 classes on a patch projection of 3 x 16 x 16, by hand."""
-    backbone = Backbone.from_timm(
-        "vit_tiny_patch16_224", num_classes=4, image_size=32, arguments={"depth": 1, "class_token": False,
-        "global_pool": "avg"},
-    )  # fmt: skip
-    import timm
-
-    network = timm.create_model(backbone.model, num_classes=4, **backbone.arguments).eval()
-    tokens, width, heads = 4, 192, 3
-    layers = tokens * (3 * 256 * width + width * 3 * width + width * width + 2 * width * 4 * width)
-    attention = 2 * heads * tokens * tokens * (width // heads)
-    assert flops_of(SavedNetwork(network, backbone, CLASSES)) == 2 * (layers + attention + 4 * width)
 
 
 # the command
