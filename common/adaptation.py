@@ -144,7 +144,7 @@ def adapt_network(
         least = 1 + pruning.rounds if pruning is not None else 1
         tunes = limits.begin_tuning(network, fitted, clock.seconds, least)
         if tunes or settings.iterations == 0:
-            start_from_means(network, backbone, task.train, fitted)
+            start_from_means(network, backbone, fitted)
         del fitted
         give_back()
         if tunes:

@@ -106,8 +106,8 @@ class DeviceLimits:
         if self.deadline is None:
             return self.settings.iterations > 0
         once = seconds["fit"] + seconds["evaluate"]
-        batch = min(self.settings.batch_size, len(fitted.indices))
-        self.step_seconds = STEP_PASSES * batch * seconds["fit"] / (2 * len(fitted.indices))
+        batch = min(self.settings.batch_size, len(fitted.labels))
+        self.step_seconds = STEP_PASSES * batch * seconds["fit"] / (2 * len(fitted.labels))
         ranking = RANKING_BATCHES * self.step_seconds * (self.settings.tuned == "head")
         pauses = RESERVED_SHARE * (self.deadline.end - self.deadline.began)
         self._reserved = RESERVE * once + ranking + pauses

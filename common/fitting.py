@@ -21,8 +21,6 @@ SHRINKAGES = (0.03, 0.1, 0.3, 0.6, 1.0)
 """How far the covariance may be drawn to a multiple of the identity: 1 is the nearest class mean."""
 SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
 """How steep logits may be, relative to what Gaussian classes would have."""
-SCALED_BY = 512
-"""Images by which the classifier that tuning starts from is scaled."""
 LATEST = 128
 """So many images' statistics normalise while batch norms' statistics are found: however many are in
 memory at a time."""
@@ -208,18 +206,16 @@ class GaussianClasses:
 class Fitted:
     """What `fit` found: the classes, how far it shrank and scaled, and the features it had of images.
 
-    `features` (N, D), computed `batch` at a time, and `labels` (N,) are those of the images at
-    `indices` (N,). `weights` (K,) are how many images of the task one of each class stands for.
+    `features` (N, D) and `labels` (N,) are of images drawn by lot, of all classes. `weights` (K,) are how
+    many images of the task one of each class stands for.
     """
 
     classes: GaussianClasses
     shrinkage: float
     scale: float
-    indices: Tensor
     labels: Tensor
     weights: Tensor
     features: Tensor
-    batch: int
 
     @property
     def held_out_loss(self) -> float:
@@ -242,14 +238,6 @@ class Fitted:
             losses = functional.cross_entropy(logits, self.labels[held], self.weights, reduction="sum")
             total += float(losses)
         return total / float(self.weights[self.labels].sum())
-
-    def first_features(self, network: nn.Module, images: LabelledImages, count: int) -> Tensor:
-        """Features (count, D) of the first images: computed only where they are not there yet."""
-        places = torch.full((len(images),), -1)
-        places[self.indices] = torch.arange(len(self.indices))
-        if (places[:count] < 0).any():
-            return all_features(network, images, torch.arange(count), self.batch)
-        return self.features[places[:count]]
 
 
 def fit(
@@ -279,7 +267,7 @@ def fit(
     weights = torch.bincount(images.labels, minlength=classes).double() / drawn
     found, shrinkage, scale = classified(rows, labels, classes, weights)
     _assign(network, backbone, found.classifier(shrinkage), scale)
-    return Fitted(found, shrinkage, scale, chosen, labels, weights, kept, batch)
+    return Fitted(found, shrinkage, scale, labels, weights, kept)
 
 
 def classified(
@@ -302,16 +290,15 @@ def classified(
     return found, shrinkage, scale
 
 
-def start_from_means(
-    network: nn.Module, backbone: Backbone, images: LabelledImages, fitted: Fitted
-) -> None:
+def start_from_means(network: nn.Module, backbone: Backbone, fitted: Fitted) -> None:
     """Set the classifier of a network just fitted to the nearest class mean: what tuning starts from.
 
     A discriminant's weights are large along features of little variance, and the gradients that
-    they send back wreck the network in the first few iterations; those of class means do not.
+    they send back wreck the network in the first few iterations; those of class means do not. How steep
+    its logits are, is what suits the images of all classes best that were fitted to.
     """
-    rows = fitted.first_features(network, images, min(len(images), SCALED_BY)).double()
-    _, _, scale = _best_scale(fitted.classes, 1.0, rows, images.labels[: len(rows)])
+    rows = fitted.features.double()
+    _, _, scale = _best_scale(fitted.classes, 1.0, rows, fitted.labels, fitted.weights)
     _assign(network, backbone, fitted.classes.classifier(1.0), scale)
 
 

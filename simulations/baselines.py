@@ -139,7 +139,7 @@ def _on_the_task(contest: Contest) -> torch.nn.Module:
         contest.generator,
         contest.settings.fit_images,
     )
-    start_from_means(network, contest.backbone, contest.task.train, found)
+    start_from_means(network, contest.backbone, found)
     network.zero_grad(set_to_none=True)
     return network
 

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from toys import Example, example, images_of, task_of
 
 from common.backbone import Backbone
@@ -237,7 +238,7 @@ def test_the_same_seed_fits_the_same_network(ours):
 
 def test_fitting_sees_at_most_the_count_of_images(ours):
     found = fit(network_of(ours), ours.backbone, task_of(ours.backbone).train, 3, generator(), 10)
-    assert len(found.indices) == len(found.labels) == len(found.features) == 10
+    assert len(found.labels) == len(found.features) == 10
 
 
 def uneven_images(backbone: Backbone, counts: Sequence[int], seed: int = 0) -> PixelImages:
@@ -283,7 +284,7 @@ def test_where_all_images_are_looked_at_each_stands_for_itself_in_an_order_by_lo
     found = fit(network, ours.backbone, images, 8, generator(3), count=len(images))
     lot = generator(3)
     torch.randperm(len(images), generator=lot)  # for batch norm
-    assert torch.equal(found.indices, torch.randperm(len(images), generator=lot))
+    assert torch.equal(found.labels, images.labels[torch.randperm(len(images), generator=lot)])
     classes, shrinkage, scale = classified(found.features.double(), found.labels, 8)
     assert (found.shrinkage, found.scale) == (shrinkage, scale)
     for one, other in zip(found.classes.classifier(0.1), classes.classifier(0.1), strict=True):
@@ -300,11 +301,9 @@ def test_losses_weigh_images_by_what_they_stand_for():
         GaussianClasses.of(rows, labels, 3, weights),
         1.0,
         1.0,
-        torch.arange(90),
         labels,
         weights,
         rows,
-        32,
     )
     assert drawn.classes.counts.tolist() == [30, 90, 30]
     total = 0.0
@@ -321,11 +320,25 @@ def test_tuning_starts_from_class_means_whatever_was_fitted(ours):
     task = task_of(ours.backbone)
     network = network_of(ours)
     found = fit(network, ours.backbone, task.train, 3, generator(), 2048)
-    start_from_means(network, ours.backbone, task.train, found)
+    start_from_means(network, ours.backbone, found)
     rows = all_features(network, task.evaluation).double()
     nearest = torch.cdist(rows, found.classes.means).argmin(1)
     logits = network(task.evaluation.batch(torch.arange(len(rows))))
     assert float((logits.argmax(1) == nearest).float().mean()) > 0.97
+
+
+def test_what_tuning_starts_from_is_as_steep_as_suits_all_classes(ours):
+    """However they are sorted: the first 520 of these are of two classes alone."""
+    images = uneven_images(ours.backbone, (260, 260, 40, 40))
+    network = network_of(ours, classes=4)
+    found = fit(network, ours.backbone, images, 4, generator(), len(images))
+    start_from_means(network, ours.backbone, found)
+    with torch.no_grad():
+        logits = network(images.batch(torch.arange(len(images))))
+    steeper, same, flatter = (
+        float(cross_entropy(logits * factor, images.labels)) for factor in (1.27, 1.0, 1 / 1.27)
+    )
+    assert same < min(steeper, flatter)
 
 
 def test_features_are_in_the_order_of_the_images_or_of_the_indices(ours):
