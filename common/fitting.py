@@ -294,8 +294,8 @@ def start_from_means(network: nn.Module, backbone: Backbone, fitted: Fitted) -> 
     """Set the classifier of a network just fitted to the nearest class mean: what tuning starts from.
 
     A discriminant's weights are large along features of little variance, and the gradients that
-    they send back wreck the network in the first few iterations; those of class means do not. How steep
-    its logits are, is what suits the images of all classes best that were fitted to.
+    they send back wreck the network in the first few iterations; those of class means do not. Its
+    logits are as steep as suits best the images that `fit` looked at, which are of all classes.
     """
     rows = fitted.features.double()
     _, _, scale = _best_scale(fitted.classes, 1.0, rows, fitted.labels, fitted.weights)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def counted_flops(network: nn.Module, input_size: Sequence[int]) -> int:
-    """Floating-point operations of one image (3, H, W) in convolutions and products: two for every
+    """Floating-point operations of one image (C, H, W) in convolutions and products: two for every
     multiplication.
 
     Attention counts as the two products that it is: torch takes it for one operation on some processors

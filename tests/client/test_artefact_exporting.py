@@ -18,6 +18,7 @@ from client.artefacts.int8 import drawn_images, quantised
 from client.artefacts.runnable import PRECISE, onnx_logits, onnx_session, open_artefact
 from client.export import SavedNetwork, checked_graph, save_network
 from common.backbone import Backbone
+from common.flops import counted_flops
 from common.task_data import load_folder
 
 NETWORKS = {
@@ -219,6 +220,7 @@ def test_the_card_tells_what_the_network_is(tiny, tmp_path):
     assert card["output"]["shape"] == ["N", 4]
     assert card["transform"]["mean"] == list(tiny.backbone.mean)
     assert card["parameters"] == sum(p.numel() for p in tiny.network.parameters())
+    assert card["flops"] == counted_flops(tiny.network, tiny.backbone.input_size)
     assert card["latency"]["milliseconds"] > 0
     assert card["latency"]["runtime"].startswith("onnxruntime ")
     assert "accuracy" not in card
