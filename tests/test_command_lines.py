@@ -44,14 +44,15 @@ def draw(folder: Path, classes: int, images: int, seed: int) -> Path:
     return folder
 
 
+def save_checkpoint(path: Path, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_file(timm.create_model("test_resnet", num_classes=20).state_dict(), path)
+
+
 def furnish(place: Path) -> Path:
     """A directory with a checkpoint, two tasks of the operator's and one of the device's."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_file(
-            timm.create_model("test_resnet", num_classes=20).state_dict(),
-            place / "backbone.safetensors",
-        )
+    save_checkpoint(place / "backbone.safetensors", seed=0)
     draw(place / "tasks" / "first", 3, 16, seed=1)
     draw(place / "tasks" / "second", 4, 16, seed=2)
     draw(place / "mine", 3, 16, seed=3)
@@ -171,9 +172,7 @@ def test_bad_input_is_one_sentence_and_tells_whose_fault_it_was(done, words, sta
         if not (done / name).exists():
             draw(done / name, classes, 4, seed=4)
     (done / "broken" / "train" / "class-0" / "0.png").write_bytes(b"no image")
-    if not (done / "other.safetensors").exists():
-        other = timm.create_model("test_resnet", num_classes=20).state_dict()
-        save_file(other, done / "other.safetensors")
+    save_checkpoint(done / "other.safetensors", seed=1)
     before = (done / "library.db").read_bytes()
     result = call(done, *words.split())
     assert result.returncode == status, result.stderr
