@@ -55,7 +55,7 @@ class Run:
     path: Path
     label: str
     info: Mapping[str, Any]
-    """run.json: settings, versions, commit, commands."""
+    """run.json: settings, versions, digests, commit, commands."""
     records: tuple[Record, ...]
     experiments: Mapping[str, Experiment]
     overlaps: Overlaps | None
@@ -259,7 +259,9 @@ def _summary(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "label": run.label,
-        **{name: run.info.get(name) for name in ("settings", "versions", "commit", "commands")},
+        **{
+            name: run.info.get(name) for name in ("settings", "versions", "digests", "commit", "commands")
+        },
         "claims": [
             {**asdict(claim), "holds": claim.holds, "words": claim_sentence(claim)}
             for claim in run.claims

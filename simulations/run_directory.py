@@ -1,6 +1,6 @@
 """The directory of a run: one backbone, one library, and all that was measured on them.
 
-    run.json            settings, versions, and the commands that were run
+    run.json            settings, versions, digests of the weights, and the commands that were run
     structure.json      groups and their units
     library.db          the library, seeded on its own tasks
     library.db.healed   what maskvote-server heal would have come to for it
@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from common.backbone import Backbone, Weights, backbone_weights, classes_of
+from common.backbone import Backbone, Weights, backbone_weights, classes_of, weights_digest
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
@@ -105,6 +105,7 @@ class RunDirectory:
                     "heal_ratios": KeepRatios(**given["heal_ratios"]),
                 }
             )
+            self._digests = dict(data.get("digests", {}))
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}/run.json is no run's ({error!r}); begin another run") from error
 
@@ -163,6 +164,28 @@ class RunDirectory:
             data["commands"].append(command)
             write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
 
+    def note_weights(self, *, small: bool = False) -> None:
+        """Keep the digest of the backbone's weights, and of the `small` network's, unless it is kept.
+
+        InputError where the run has been measured on other weights.
+        """
+        loaded = {"backbone": self.weights, **({"small": self.small[1]} if small else {})}
+        if missing := loaded.keys() - self._digests.keys():
+            self._digests |= {name: weights_digest(loaded[name]) for name in sorted(missing)}
+            data = json.loads(bytes(read_whole(self.path / "run.json")))
+            data["digests"] = self._digests
+            write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
+
+    def _check_weights(self, name: str, weights: Weights, checkpoint: str) -> None:
+        """Raise InputError if the run has kept a digest of these, and it is another one."""
+        told = self._digests.get(name)
+        if told is not None and (digest := weights_digest(weights)) != told:
+            raise InputError(
+                f"{checkpoint or 'what timm publishes'} has weights of digest {digest[:12]}, and "
+                f"{self.path} was measured on {told[:12]}; put those where its run.json says, or begin "
+                "another run: cells of both would be compared as if they were of one"
+            )
+
     @property
     def cells(self) -> Path:
         """Where records go."""
@@ -178,9 +201,13 @@ class RunDirectory:
 
     @cached_property
     def weights(self) -> Weights:
-        """Its weights, on the run's device: what is cut out of them is tuned and healed there."""
+        """Its weights, on the run's device: what is cut out of them is tuned and healed there.
+
+        InputError where they are others than the run was measured on.
+        """
         checkpoint = self.settings.checkpoint
         found = backbone_weights(self.backbone, Path(checkpoint) if checkpoint else None)
+        self._check_weights("backbone", found, checkpoint)
         return {name: tensor.to(self.settings.device) for name, tensor in found.items()}
 
     @cached_property
@@ -190,7 +217,10 @@ class RunDirectory:
 
     @cached_property
     def small(self) -> tuple[Backbone, Weights]:
-        """The small network off the shelf, which sees images at the backbone's size."""
+        """The small network off the shelf, which sees images at the backbone's size.
+
+        InputError where its weights are others than the run was measured on.
+        """
         s = self.settings
         checkpoint = Path(s.small_checkpoint) if s.small_checkpoint else None
         backbone = Backbone.from_timm(
@@ -199,7 +229,9 @@ class RunDirectory:
             image_size=self.backbone.input_size[-1],
             arguments={"in_chans": channels} if (channels := self.backbone.input_size[0]) != 3 else {},
         )
-        return backbone, backbone_weights(backbone, checkpoint)
+        weights = backbone_weights(backbone, checkpoint)
+        self._check_weights("small", weights, s.small_checkpoint)
+        return backbone, weights
 
     @cached_property
     def pool(self) -> ClassPool:

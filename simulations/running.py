@@ -58,9 +58,13 @@ def _obstacle(run: RunDirectory, way: Way) -> str:
 
 
 def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch) -> None:
-    """Found the run's library; seed it, let others grow, and heal, as far as these ways want that."""
+    """Found the run's library; seed it, let others grow, and heal, as far as these ways want that.
+
+    InputError where weights are others than those that the run was measured on.
+    """
     run.found()
     ways = [way for experiment in experiments for way in ways_of(run, experiment)]
+    run.note_weights(small=any(way.mask == "small network" for way in ways))
     if any(asks_the_library(way) for way in ways):
         _seed_library(run, workers, watch)
     for kind in sorted({way.library for way in ways} - {"seeded"}):

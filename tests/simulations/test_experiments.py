@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 from glyph_tasks import glyph_backbone, random_weights
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from common.backbone import Backbone
+from common.backbone import Backbone, weights_digest
 from common.budget import Budget
 from common.errors import InputError
 from common.fine_tune import FineTuneSettings
@@ -118,6 +118,28 @@ def test_a_directory_that_is_no_run_or_another_run_is_refused(run, tmp_path):
         RunDirectory.begin(run.path, replace(run.settings, small_model="resnet18"))
     with pytest.raises(InputError, match="already holds its ways against test_resnet"):
         run.hold_against("resnet18", "")
+
+
+@pytest.mark.parametrize("name", ["backbone", "small"])
+def test_a_run_goes_on_with_the_very_weights_that_it_was_measured_on(run, tmp_path, name):
+    """Another checkpoint of the same name fits, and its cells would be of another network."""
+    file, setting = tmp_path / "own.safetensors", {"backbone": "checkpoint", "small": "small_checkpoint"}
+    file.write_bytes(Path(run.settings.checkpoint).read_bytes())
+    own = RunDirectory.begin(tmp_path / "own", replace(run.settings, **{setting[name]: str(file)}))
+    ways = (Way("small network"), Way("L1"))
+    experiment = Experiment("", "", ways if name == "small" else ways[1:], "way", ways[1])
+    prepare(own, [experiment], workers=1, watch=quiet)
+    digests = json.loads((own.path / "run.json").read_text())["digests"]
+    assert digests == dict.fromkeys({"backbone", name}, weights_digest(run.weights))
+    prepare(RunDirectory(own.path), [experiment], workers=1, watch=quiet)
+
+    before = (own.path / "run.json").read_bytes()
+    save_file({k: v + 1 for k, v in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=r"own\.safetensors has weights of digest .* was measured on"):
+        prepare(RunDirectory(own.path), [experiment], workers=1, watch=quiet)
+    assert (own.path / "run.json").read_bytes() == before
+    file.write_bytes(Path(run.settings.checkpoint).read_bytes())
+    prepare(RunDirectory(own.path), [experiment], workers=1, watch=quiet)
 
 
 @pytest.mark.parametrize("mask", WAYS)

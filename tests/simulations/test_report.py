@@ -179,6 +179,18 @@ def test_a_page_says_which_code_measured_how_many_cells(run, tmp_path):
     assert "* 13 cells before commits were noted\n* 5 cells with commit f00d\n" in text
 
 
+def test_a_page_says_on_which_weights(run, tmp_path):
+    path, digests = run / "run.json", {"backbone": "ba5e" * 16, "small": "d1ce" * 16}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digests": digests}))
+    runs = read_runs([run], FEW)
+    words = Page(page(runs)).words
+    text = document(runs, tmp_path / "pictures", "pictures")
+    for network, digest in digests.items():
+        assert f"weights of the {network} {digest[:12]}" in words
+        assert f"\n* Weights of the {network}: `{digest}`\n* " in text
+    assert summary(runs)["runs"][0]["digests"] == digests
+
+
 def test_runs_of_several_backbones_stand_side_by_side(run, tmp_path):
     runs = read_runs([run, write(tmp_path / "vit", "vit"), write(tmp_path / "again", "vit")], FEW)
     assert [read.label for read in runs] == ["resnet18", "vit (vit)", "vit (again)"]
