@@ -84,6 +84,15 @@ SMALL = frozenset({"small_model", "small_checkpoint"})
 """Settings that a run may still be given after it began."""
 
 
+def _read_info(path: Path) -> dict[str, Any]:
+    """run.json of the run in a directory, as it is now."""
+    return json.loads(bytes(read_whole(path / "run.json")))
+
+
+def _write_info(path: Path, info: Mapping[str, Any]) -> None:
+    write_whole(path / "run.json", json.dumps(info, indent=1).encode())
+
+
 class RunDirectory:
     """A run's files, read when they are first needed."""
 
@@ -93,7 +102,7 @@ class RunDirectory:
             raise InputError(
                 f"{path} is no run: it has no run.json; give --backbone and --data to begin one"
             )
-        data = json.loads(bytes(read_whole(self.path / "run.json")))
+        data = _read_info(self.path)
         try:
             given = data["settings"]
             self.settings = RunSettings(
@@ -117,8 +126,7 @@ class RunDirectory:
         another one, or holds its ways against another small network.
         """
         path = Path(path)
-        file = path / "run.json"
-        if file.exists():
+        if (path / "run.json").exists():
             found = cls(path)
             own, asked = asdict(found.settings), asdict(settings)
             other = [name for name in own.keys() - SMALL if own[name] != asked[name]]
@@ -139,7 +147,7 @@ class RunDirectory:
             "commit": commit(),
             "commands": [],
         }
-        write_whole(file, json.dumps(record, indent=1).encode())
+        _write_info(path, record)
         return cls(path)
 
     def hold_against(self, model: str, checkpoint: str) -> None:
@@ -152,17 +160,17 @@ class RunDirectory:
                 f"{self.path} already holds its ways against {' of '.join(filter(None, mine))}; leave "
                 "out --small and --small-checkpoint, or begin another run"
             )
-        data = json.loads(bytes(read_whole(self.path / "run.json")))
-        data["settings"] |= {"small_model": model, "small_checkpoint": checkpoint}
-        write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
+        info = _read_info(self.path)
+        info["settings"] |= {"small_model": model, "small_checkpoint": checkpoint}
+        _write_info(self.path, info)
         self.settings = replace(self.settings, small_model=model, small_checkpoint=checkpoint)
 
     def note_command(self, command: str) -> None:
         """Keep a command with the run that it was part of."""
-        data = json.loads(bytes(read_whole(self.path / "run.json")))
-        if command not in data["commands"]:
-            data["commands"].append(command)
-            write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
+        info = _read_info(self.path)
+        if command not in info["commands"]:
+            info["commands"].append(command)
+            _write_info(self.path, info)
 
     def note_weights(self, *, small: bool = False) -> None:
         """Keep the digest of the backbone's weights, and of the `small` network's, unless it is kept.
@@ -172,9 +180,7 @@ class RunDirectory:
         loaded = {"backbone": self.weights, **({"small": self.small[1]} if small else {})}
         if missing := loaded.keys() - self._digests.keys():
             self._digests |= {name: weights_digest(loaded[name]) for name in sorted(missing)}
-            data = json.loads(bytes(read_whole(self.path / "run.json")))
-            data["digests"] = self._digests
-            write_whole(self.path / "run.json", json.dumps(data, indent=1).encode())
+            _write_info(self.path, _read_info(self.path) | {"digests": self._digests})
 
     def _check_weights(self, name: str, weights: Weights, checkpoint: str) -> None:
         """Raise InputError if the run has kept a digest of these, and it is another one."""

@@ -17,8 +17,8 @@ os.environ["MASKVOTE_CACHE"] = tempfile.mkdtemp(prefix="maskvote-tests-")
 
 import numpy as np
 import pytest
-import timm
 import torch
+from random_weights import random_weights
 
 from common.backbone import Backbone, Weights
 from common.exchange import Offer
@@ -38,13 +38,13 @@ def _leave_no_cache():
 @pytest.fixture(autouse=True)
 def _lots_of_its_own(request):
     """A test draws the same alone, after any other and on any worker, and leaves no seed behind."""
-    place = np.random.get_state()
+    before = np.random.get_state()
     seed = zlib.crc32(request.node.nodeid.encode())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         np.random.seed(seed)
         yield
-    np.random.set_state(place)
+    np.random.set_state(before)
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +59,7 @@ def structure(backbone) -> Structure:
 
 @pytest.fixture(scope="session")
 def weights(backbone) -> Weights:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = timm.create_model(backbone.model, num_classes=backbone.num_classes)
-    return dict(network.state_dict())
+    return random_weights(backbone)
 
 
 @pytest.fixture(scope="session")

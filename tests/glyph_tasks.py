@@ -1,9 +1,8 @@
 """Small real tasks: telling a few printed characters apart, with a backbone that takes them."""
 
-import timm
 import torch
 
-from common.backbone import Backbone, Weights
+from common.backbone import Backbone
 from common.images import PixelImages
 from common.task_data import Task
 from simulations.glyphs import render
@@ -11,15 +10,6 @@ from simulations.glyphs import render
 
 def glyph_backbone() -> Backbone:
     return Backbone.from_timm("test_resnet", num_classes=5, image_size=32, arguments={"in_chans": 1})
-
-
-def random_weights(backbone: Backbone, seed: int = 0) -> Weights:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = timm.create_model(
-            backbone.model, num_classes=backbone.num_classes, **backbone.arguments
-        )
-    return dict(network.state_dict())
 
 
 def glyph_images(characters: str, each: int, backbone: Backbone, seed: int) -> PixelImages:

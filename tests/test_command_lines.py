@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from documents import Terminal, read_blocks
 from PIL import Image
+from random_weights import random_weights
 from safetensors.torch import save_file
+
+from common.backbone import Backbone
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
@@ -45,9 +46,7 @@ def draw(folder: Path, classes: int, images: int, seed: int) -> Path:
 
 
 def save_checkpoint(path: Path, seed: int) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        save_file(timm.create_model("test_resnet", num_classes=20).state_dict(), path)
+    save_file(random_weights(Backbone.from_timm("test_resnet", num_classes=20), seed), path)
 
 
 def furnish(place: Path) -> Path:
@@ -163,23 +162,28 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("words", "status", "sentence"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence_and_tells_whose_fault_it_was(done, words, status, sentence):
+@pytest.fixture(scope="module")
+def spoiled(done) -> Path:
+    """The same place, with files beside the good ones that are of no use."""
     (done / "text.db").write_text("this is a text\n")
     (done / "weights.pth").write_bytes(b"\x80\x02}q\x00.")
-    (done / "empty").mkdir(exist_ok=True)
+    (done / "empty").mkdir()
     for name, classes in (("lonely", 1), ("broken", 2)):
-        if not (done / name).exists():
-            draw(done / name, classes, 4, seed=4)
+        draw(done / name, classes, 4, seed=4)
     (done / "broken" / "train" / "class-0" / "0.png").write_bytes(b"no image")
     save_checkpoint(done / "other.safetensors", seed=1)
-    before = (done / "library.db").read_bytes()
-    result = call(done, *words.split())
+    return done
+
+
+@pytest.mark.parametrize(("words", "status", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence_and_tells_whose_fault_it_was(spoiled, words, status, sentence):
+    before = (spoiled / "library.db").read_bytes()
+    result = call(spoiled, *words.split())
     assert result.returncode == status, result.stderr
     assert sentence in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
-    assert (done / "library.db").read_bytes() == before
-    assert not (done / "new.db").exists()
+    assert (spoiled / "library.db").read_bytes() == before
+    assert not (spoiled / "new.db").exists()
 
 
 def test_a_budget_below_the_smallest_network_names_what_is_feasible(done):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
+from glyph_tasks import glyph_backbone, glyph_images, glyph_task
+from random_weights import random_weights
 
 from client.adapt import Unkept, adapt, adapt_assignment, describe, generator_of
 from common.adaptation import Adapted

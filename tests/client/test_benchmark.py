@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from glyph_tasks import glyph_backbone, random_weights
+from glyph_tasks import glyph_backbone
+from random_weights import random_weights
 
 from client import benchmark as settings
 from client.artefacts.runnable import version_of

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from cut_networks import cut_network
-from glyph_tasks import glyph_backbone, random_weights
+from glyph_tasks import glyph_backbone
+from random_weights import random_weights
 from torch import nn
 
 from client.artefacts.exporting import export_artefact

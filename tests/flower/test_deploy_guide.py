@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import timm
-import torch
 from documents import Block, Terminal, read_blocks, with_free_ports
 from federation import ENVIRONMENT
+from random_weights import random_weights
 from safetensors.torch import save_file
 
+from common.backbone import Backbone
 from server.library import Library
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,8 @@ def place(tmp_path_factory, tasks) -> Path:
     for task, there in enumerate(["tasks/first", "tasks/second", "device1/images"]):
         shutil.copytree(tasks / f"task{task}", place / there)
     shutil.copytree(tasks / "task0", place / "device2" / "images")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weights = timm.create_model("test_resnet", num_classes=20).state_dict()
-    save_file(weights, place / "backbone.safetensors")
+    backbone = Backbone.from_timm("test_resnet", num_classes=20)
+    save_file(random_weights(backbone), place / "backbone.safetensors")
     return place
 
 

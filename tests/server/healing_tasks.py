@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from glyph_tasks import glyph_images, random_weights
+from glyph_tasks import glyph_images
+from random_weights import random_weights
 
 from common.backbone import Backbone, Weights
 from common.fitting import recalibrate_batch_norm

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from glyph_tasks import glyph_backbone, glyph_images, glyph_task, random_weights
+from glyph_tasks import glyph_backbone, glyph_images, glyph_task
+from random_weights import random_weights
 
 from common.backbone import weights_digest
 from common.budget import Budget

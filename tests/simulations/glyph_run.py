@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from glyph_tasks import glyph_backbone, random_weights
+from glyph_tasks import glyph_backbone
 from PIL import Image
+from random_weights import random_weights
 from safetensors.torch import save_file
 
 from common.fine_tune import FineTuneSettings

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from click.testing import CliRunner
-from glyph_tasks import glyph_backbone, random_weights
+from glyph_tasks import glyph_backbone
 from PIL import Image
+from random_weights import random_weights
 from safetensors.torch import save_file
 
+from common.backbone import Backbone
 from common.budget import Budget
 from common.errors import TaskDataError
 from common.fine_tune import FineTuneSettings
@@ -170,10 +171,8 @@ def test_a_fleet_on_photographs_runs_from_the_command_line(pool, tmp_path):
             folder.mkdir(parents=True)
             for number, image in enumerate(images.numpy()):
                 Image.fromarray(image[0]).convert("RGB").save(folder / f"{number}.png")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weights = timm.create_model("test_resnet", num_classes=7).state_dict()
-    save_file(weights, tmp_path / "backbone.safetensors")
+    backbone = Backbone.from_timm("test_resnet", num_classes=7)
+    save_file(random_weights(backbone), tmp_path / "backbone.safetensors")
     words = (
         "fleet --backbone test_resnet --checkpoint backbone.safetensors --image-size 32 "
         "--data photographs --library-tasks 2 --devices 2 --ways 3 --keep-ratio 0.4 --iterations 2 "
