@@ -33,6 +33,7 @@ from common.privacy import Privacy
 from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
+from common.tuning_file import TuningFile
 
 
 def describe(
@@ -65,8 +66,12 @@ def adapt_assignment(
     *,
     evaluate_at: Sequence[int] = (),
     progress: Progress | None = None,
+    file: TuningFile | None = None,
 ) -> tuple[Adapted, Contribution]:
     """Adapt the sub-network to the task in a few iterations, and find the mask to give back.
+
+    It goes on where `file` was written last. The mask and the iterations given back are those of the
+    network that was kept.
 
     The assignment's own tensors are tuned: for another attempt it is decoded again. MismatchError if
     classes came or went since the task was described.
@@ -92,6 +97,7 @@ def adapt_assignment(
         pruning=PruningSettings(rounds=assignment.rounds) if assignment.rounds else None,
         evaluate_at=evaluate_at,
         progress=progress,
+        file=file,
     )
     held = adapted.pruned
     contribution = Contribution(
@@ -99,7 +105,7 @@ def adapt_assignment(
         mask=Mask.keep_top(held.mask.structure, held.scores, assignment.target),
         accuracy_before=adapted.before,
         accuracy_after=adapted.after,
-        iterations=adapted.iterations,
+        iterations=adapted.kept,
     )
     return adapted, contribution
 
@@ -110,8 +116,9 @@ class Adaptation:
 
     `similarities` are those of the tasks that voted, the nearest first; `counts`, units per group, and
     `parameters` are those of the network that the device ends with; `healed` is whether the server had
-    healed it; `accuracies` are by iterations done, `seconds` by step. `adapted` holds that network, in
-    the process that adapted it.
+    healed it; `accuracies` are by iterations done, `seconds` by step. `kept` is after how many iterations
+    the network was as it was kept, and `held_out` how many training images chose it. `adapted` holds that
+    network, in the process that adapted it.
     """
 
     contribution: Contribution
@@ -122,6 +129,8 @@ class Adaptation:
     accuracies: Mapping[int, float]
     seconds: Mapping[str, float]
     healed: bool = False
+    kept: int = 0
+    held_out: int = 0
     adapted: Adapted | None = None
 
     @classmethod
@@ -136,6 +145,8 @@ class Adaptation:
             accuracies=adapted.accuracies,
             seconds=adapted.seconds,
             healed=assignment.subnetwork.healed,
+            kept=adapted.kept,
+            held_out=adapted.held_out,
             adapted=adapted,
         )
 
@@ -166,6 +177,10 @@ class Steps(Protocol):
     def receipt(self) -> Receipt | None:
         """What the server gave for it."""
 
+    @property
+    def tuning_file(self) -> TuningFile | None:
+        """Where tuning, the longest step, keeps how far it has come."""
+
     def keep(self, step: Step) -> Step:
         """Keep what a step came to, and return it."""
 
@@ -179,6 +194,7 @@ class Unkept:
     assignment: Assignment | None = None
     adaptation: Adaptation | None = None
     receipt: Receipt | None = None
+    tuning_file: TuningFile | None = None
 
     def keep(self, step: Step) -> Step:
         """Hold what a step came to."""
@@ -227,7 +243,13 @@ def adapt(
             )
             assignment = steps.keep(coordinator.assign(description))
         adapted, contribution = adapt_assignment(
-            assignment, mine, settings, generator, evaluate_at=evaluate_at, progress=progress
+            assignment,
+            mine,
+            settings,
+            generator,
+            evaluate_at=evaluate_at,
+            progress=progress,
+            file=steps.tuning_file,
         )
         adaptation = steps.keep(Adaptation.of(assignment, adapted, contribution))
     return adaptation, steps.receipt or steps.keep(coordinator.record(adaptation.contribution))

@@ -30,6 +30,7 @@ from common.envelope import seal, unseal
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
 from common.proto_codec import decode_assignment, decode_offer, encode_contribution
+from common.tuning_file import TuningFile
 
 SERVER = Way("through a server", ("address", "state"), (*OF_BUDGET, *OF_SERVER))
 FILES = Way("by files", ("offer_file", "assignment_file", "out"))
@@ -132,6 +133,7 @@ def _by_files(
     assignment = decode_assignment(*unseal(assignment_file), structure)
     backbone = assignment.subnetwork.backbone
     task = asked.task(backbone, settings.max_memory)
+    file = TuningFile(out.with_name(f".{out.name}.tuning"))
     with progress() as bars:
         bar = bars.add_task("Fine-tuning", total=settings.iterations)
         adapted, contribution = adapt_assignment(
@@ -140,6 +142,7 @@ def _by_files(
             settings,
             generator_of(seed, asked.place),
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            file=file,
         )
     for remark in adapted.remarks:
         click.echo(remark, err=True)
@@ -148,6 +151,7 @@ def _by_files(
     if network_file is not None:
         mask = adapted.pruned.mask.digest
         save_network(network_file, adapted.network, backbone, task.classes, mask)
+    file.remove()
     adaptation = Adaptation.of(assignment, adapted, contribution)
     facts = facts_of(
         adaptation,

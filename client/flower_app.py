@@ -36,6 +36,7 @@ from common.proto_codec import (
 from common.record_codec import Measured, message_of, pack, payload_of
 from common.settings import DeviceSettings, device_settings
 from common.task_data import Task, load_folder
+from common.tuning_file import TuningFile
 
 __all__ = ["DeviceSettings", "app", "client_app"]
 
@@ -121,7 +122,15 @@ class _Device:
         """Free what was kept."""
         if self._kept_file is not None:
             self._kept_file.unlink(missing_ok=True)
+        if self.tuning_file is not None:
+            self.tuning_file.remove()
         self._context.state = RecordDict()
+
+    @property
+    def tuning_file(self) -> TuningFile | None:
+        """Where tuning keeps how far it has come, where the node has a directory for that."""
+        directory = self.node.state_dir
+        return None if directory is None else TuningFile(directory / f"{self._context.run_id}.tuning")
 
     @property
     def _kept_file(self) -> Path | None:
@@ -130,7 +139,7 @@ class _Device:
 
 
 def _free_stale(directory: Path) -> None:
-    for file in directory.glob("*.offer"):
+    for file in (*directory.glob("*.offer"), *directory.glob("*.tuning")):
         if time.time() - file.stat().st_mtime > STALE_SECONDS:
             file.unlink(missing_ok=True)
 
@@ -172,7 +181,10 @@ def _adapt_to_task(content: RecordDict, device: _Device) -> RecordDict:
         settings.fine_tuning,
         device.generator(),
         evaluate_at=settings.evaluate_at,
+        file=device.tuning_file,
     )
+    if adapted.kept < adapted.iterations:
+        logger.info("the network after %d of %d iterations was kept", adapted.kept, adapted.iterations)
     for remark in adapted.remarks:
         logger.info("%s", remark)
     if device.node.network_path is not None:

@@ -57,6 +57,8 @@ def facts_of(
         "weight_bytes": structure.weight_bytes(counts, classes),
         "flops": structure.flops(counts, classes),
         "accuracy": {str(k): v for k, v in sorted(adaptation.accuracies.items())},
+        "kept": adaptation.kept,
+        "held_out": adaptation.held_out,
         "seconds": {step: round(took, 2) for step, took in adaptation.seconds.items()},
         "bytes_up": dict(bytes_up),
         "bytes_down": dict(bytes_down),
@@ -80,6 +82,7 @@ def tell(facts: Facts, caption: str, as_json: bool) -> None:
             + ("\nhealed by the server" if facts["healed"] else ""),
         ),
         ("accuracy", f"{before:.1%} before, {after:.1%} after {iterations} iterations"),
+        ("kept", _kept(facts, int(iterations))),
         ("seconds", ", ".join(f"{step} {took:.1f}" for step, took in facts["seconds"].items())),
         ("bytes up", _bytes(facts["bytes_up"])),
         ("bytes down", _bytes(facts["bytes_down"])),
@@ -94,6 +97,18 @@ def _used(limit: Mapping[str, Any]) -> str:
     by = f", by {limit['runtime']}" if limit["runtime"] else ""
     amounts = (f"{used:.3g}", f"{most:.3g}") if unit == "ms" else (f"{used:,.0f}", f"{most:,.0f}")
     return f"{amounts[0]} of {amounts[1]} {unit} ({used / most:.1%}){by}"
+
+
+def _kept(facts: Facts, iterations: int) -> str:
+    """Which network was kept, and by what; nothing where there is only one."""
+    kept, held_out = facts["kept"], facts["held_out"]
+    if not iterations:
+        return ""
+    judged = f"by {held_out:,} training images that were not tuned on"
+    if kept == iterations:
+        return f"the network after {kept} iterations, the best {judged}" if held_out else ""
+    which = "as it was before tuning" if kept == 0 else f"after {kept} of {iterations} iterations"
+    return f"the network {which}: tuning on made it worse, {judged}"
 
 
 def _neighbours(facts: Facts) -> str:

@@ -4,6 +4,7 @@
     offer                  what the server offered, with the probe
     request                the task's description
     assignment             what the server assigned, with the network
+    tuning                 how far tuning has come, every few seconds until it is done
     network.safetensors    that network, adapted
     measured.json          what was measured on the way
     contribution           the mask to give back
@@ -47,10 +48,12 @@ from common.proto_codec import (
     encode_task_description,
 )
 from common.structure import Structure
+from common.tuning_file import TuningFile
 
 OFFER, REQUEST, ASSIGNMENT = "offer", "request", "assignment"
 CONTRIBUTION, RECEIPT = "contribution", "receipt"
 SETTINGS, MEASURED, NETWORK, LOCK = "settings.json", "measured.json", "network.safetensors", "lock"
+TUNING = "tuning"
 BEGIN_AGAIN = "begin again with another --state; with --epsilon that spends once more"
 ADAPT_AGAIN = f"remove it and {CONTRIBUTION}, and the network is adapted once more"
 RECOVERY = {
@@ -64,7 +67,7 @@ RECOVERY = {
     RECEIPT: "remove it, and the contribution is given once more",
 }
 """What to do about a file that cannot be used. All but the request can be had again at no cost."""
-NAMES = {*RECOVERY, LOCK}
+NAMES = {*RECOVERY, LOCK, TUNING}
 
 UNTOLD = {"seed", "iterations", "learning_rate"}
 """Settings that the server is told nothing of: they may change until there is a contribution."""
@@ -195,6 +198,11 @@ class State:
         return Adaptation(contribution, **measured)
 
     @property
+    def tuning_file(self) -> TuningFile:
+        """Where tuning keeps how far it has come. One that is damaged is as good as none."""
+        return TuningFile(self.directory / TUNING)
+
+    @property
     def receipt(self) -> Receipt | None:
         """What the server gave for the contribution."""
         return self._message(RECEIPT, lambda message, _: decode_receipt(message))
@@ -260,6 +268,7 @@ class State:
             },
         )
         self._seal(CONTRIBUTION, encode_contribution(adaptation.contribution))
+        self.tuning_file.remove()
 
     @property
     def _request(self) -> TaskDescription | None:
@@ -325,8 +334,10 @@ def _measured(content: Any) -> dict[str, Any]:
         "parameters": int(content["parameters"]),
         "accuracies": {int(done): float(value) for done, value in content["accuracies"].items()},
         "seconds": {str(step): float(value) for step, value in content["seconds"].items()},
-        # Those of earlier versions say nothing of it.
+        # Those of earlier versions lack these, and kept the network of the last iteration.
         "healed": content.get("healed") is True,
+        "kept": int(content.get("kept", max(map(int, content["accuracies"])))),
+        "held_out": int(content.get("held_out", 0)),
     }
 
 

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from common.backbone import Backbone
+from common.backbone import Backbone, weights_digest
+from common.best_network import BestNetwork
 from common.device_limits import DeviceLimits
-from common.fine_tune import Diverged, FineTuneSettings
-from common.fitting import Fitted, accuracy, fit, start_from_means
+from common.errors import Diverged, InputError
+from common.fine_tune import FineTuneSettings
+from common.fitting import Fitted, accuracy, examine, start_from_means
+from common.hold_out import held_out
+from common.images import SomeImages
 from common.importance import rank
-from common.mask import Mask
+from common.mask import Mask, Scores
 from common.process_memory import give_back
-from common.pruning import Pruned, PruningSettings, prune_iteratively, tune_and_rank
+from common.pruning import Pruned, PruningSettings, stages_of
 from common.rebuild import rebuild
 from common.subnetwork import cut
 from common.task_data import Task
+from common.tuning import Tuning
+from common.tuning_file import TuningFile
 
 Progress = Callable[[int, int], None]
 """Called with iterations done and iterations in all."""
+COMPARED_EVERY, COMPARED_SHARE = 25, 0.1
+"""Iterations after which the network is compared with the best one so far: so many, and at least this
+share of all, as each comparison takes about as long as fitting."""
 
 
 @dataclass(frozen=True)
 class Adapted:
     """A network fitted to its task, the units it holds and how they rank, and how it went.
 
-    `accuracies` are on the evaluation images, by iterations done, from 0 on; `seconds` by step;
-    `remarks` say in sentences what limits of time and memory changed.
+    `accuracies` are on the evaluation images, by iterations done, from 0 on: the last one is that of the
+    network that was kept, which is the one after `kept` iterations. `seconds` are by step. `held_out` is
+    how many training images chose it. `remarks` say in sentences what limits of time and memory changed.
     """
 
     pruned: Pruned
     accuracies: dict[int, float]
     seconds: dict[str, float]
     remarks: tuple[str, ...] = ()
+    kept: int = 0
+    held_out: int = 0
 
     @property
     def iterations(self) -> int:
@@ -57,7 +71,7 @@ class Adapted:
 
     @property
     def after(self) -> float:
-        """Accuracy in the end."""
+        """Accuracy of the network that was kept."""
         return self.accuracies[max(self.accuracies)]
 
 
@@ -73,134 +87,244 @@ def adapt_network(
     pruning: PruningSettings | None = None,
     evaluate_at: Sequence[int] = (),
     progress: Progress | None = None,
+    file: TuningFile | None = None,
 ) -> Adapted:
     """Adapt a network, cut by `mask`, to a task in a few iterations.
 
-    Batch norm and classifier are fitted first, which costs no gradient; then all parameters are
-    tuned, and units ranked by first-order Taylor; then batch norm and classifier are fitted once
-    more, to what the features have become. With `pruning`, the network is pruned to `target` units
-    per group on the way. Without iterations, units are ranked and cut by gradients of a few batches.
-    Accuracy is measured before, after, and at `evaluate_at` iterations, each time on a copy fitted
-    likewise; evaluation images have no other part in this.
+    Fit: batch norm and classifier, which costs no gradient. Tune and rank: all parameters are tuned, and
+    units ranked by first-order Taylor; with `pruning`, the network is cut to `target` units per group on
+    the way. Keep the best: a part of the training images is held out from tuning and compares the
+    network as it was fitted, some on the way (see COMPARED_EVERY) and the last one, each with its
+    classifier fitted anew. The one of the lowest cross-entropy is kept; of equal ones the later.
+    Evaluation images have no part in this: they give the accuracy before, after, and at `evaluate_at`
+    iterations.
+
+    What no iteration ranked or cut is ranked and cut by gradients of a few batches in the end.
 
     Within `settings.max_seconds` fewer iterations are done, none where there is no time for one, and the
-    network is kept untuned, and ranked so, where tuning made it worse or diverged; fitting, judging and
-    ranking by one batch are done in any time. Within `settings.max_memory` fewer images are in memory at
-    once, or an InputError tells how much is needed. Without limits of time, Diverged is raised.
+    best network is kept where tuning diverges; fitting, judging and ranking by one batch are done in any
+    time. Without a limit of time, Diverged is raised: another learning rate can be tried. Within
+    `settings.max_memory` fewer images are in memory at once, or an InputError tells how much is needed.
+
+    With a `file`, an adaptation that ends halfway goes on where the file was written last, and comes to
+    the same network. Whoever has kept the result removes the file.
     """
-    clock = _Clock()
-    with clock.of("fit"):
-        limits = DeviceLimits.of(network, backbone, task, settings)
-        settings = limits.settings
+    work = _Adaptation(network, backbone, mask, task, settings, generator, evaluate_at, progress)
+    del network
+    work.begin(target, pruning, file)
+    if not work.goes_on:
+        work.fit()
+    if work.has_time_to_tune():
+        work.tune()
+    return work.best_ranked_and_cut()
 
-    def fitted_to_task(network: nn.Module, generator: torch.Generator) -> Fitted:
-        classes = len(task.classes)
-        return fit(network, backbone, task.train, classes, generator, settings.fit_images, limits.batch)
 
-    with clock.of("fit"):
-        fitted = fitted_to_task(network, generator)
-    with clock.of("evaluate"):
-        accuracies = {0: accuracy(network, task.evaluation, limits.batch)}
-    done = 0
+class _Adaptation:
+    """One adaptation: what it is given, and how far it has come."""
 
-    def after_iteration(number: int, current: nn.Module) -> None:
-        nonlocal done
-        done = number
-        if progress is not None:
-            progress(done, settings.iterations)
-        if done in evaluate_at and done < settings.iterations and limits.time_to_evaluate:
-            with clock.of("evaluate"):
-                copied = copy.deepcopy(current)
-                fitted_to_task(copied, torch.Generator().manual_seed(done))
-                accuracies[done] = accuracy(copied, task.evaluation, limits.batch)
+    def __init__(
+        self,
+        network: nn.Module,
+        backbone: Backbone,
+        mask: Mask,
+        task: Task,
+        settings: FineTuneSettings,
+        generator: torch.Generator,
+        evaluate_at: Sequence[int],
+        progress: Progress | None,
+    ) -> None:
+        self._network = network
+        self._backbone = backbone
+        self._mask = mask
+        self._task = task
+        self._settings = settings
+        self._generator = generator
+        self._evaluate_at = evaluate_at
+        self._progress = progress
+        self._clock = _Clock()
+        self._accuracies: dict[int, float] = {}
+        self._best = BestNetwork(mask)
+        self.goes_on = False
+        """Whether a file told how far it had come."""
 
-    def tuned() -> Pruned:
-        if pruning is not None and target is not None and tuple(target) != mask.counts:
-            return prune_iteratively(
-                network,
-                backbone,
-                mask,
-                target,
-                task.train,
-                settings,
-                pruning,
-                generator,
-                deadline=limits.tuning_deadline,
-                after_iteration=after_iteration,
+    def begin(
+        self,
+        target: Sequence[int] | None,
+        pruning: PruningSettings | None,
+        file: TuningFile | None,
+    ) -> None:
+        """Begin, or go on where the file was written last."""
+        self._target = None if pruning is None else target
+        self._file = file
+        self._identity = self._identified(pruning) if file is not None else ""
+        kept = None if file is None else file.read(self._identity)
+        if kept is not None:
+            told = json.loads(kept[1]["adaptation"])
+            self._clock.seconds = {step: float(took) for step, took in told["seconds"].items()}
+            self._accuracies = {int(done): float(share) for done, share in told["accuracies"].items()}
+        labels = self._task.train.labels
+        self._held = held_out(labels, self._generator)
+        own = SomeImages(self._task.train, torch.nonzero(~self._held).flatten())
+        with self._clock.of("fit"):
+            spent = sum(self._clock.seconds.values())
+            self._limits = DeviceLimits.of(
+                self._network, self._backbone, self._task, self._settings, spent
             )
-        _, scores = tune_and_rank(
-            network,
-            backbone,
-            mask,
-            task.train,
-            settings,
-            generator,
-            deadline=limits.tuning_deadline,
-            after_iteration=lambda number: after_iteration(number, network),
+            self._settings = self._limits.settings
+        stages = stages_of(self._settings, self._mask, target, pruning)
+        self._least_iterations = len(stages)
+        self._tuning = Tuning(
+            self._network, self._backbone, self._mask, own, self._settings, self._generator, stages
         )
-        return Pruned(network, mask, scores)
+        if kept is not None:
+            self._tuning.go_on(*kept)
+            self._best.go_on(*kept)
+            self.goes_on = True
 
-    with clock.of("tune"):
-        least = 1 + pruning.rounds if pruning is not None else 1
-        tunes = limits.begin_tuning(network, fitted, clock.seconds, least)
-        if tunes or settings.iterations == 0:
-            start_from_means(network, backbone, fitted)
-        del fitted
+    def fit(self) -> None:
+        """Fit batch norm and classifier, and begin to tune from there."""
+        with self._clock.of("fit"):
+            found = self._fitted(self._network, self._generator, tuned=False)
+        with self._clock.of("evaluate"):
+            self._accuracies[0] = self._accuracy(self._network)
+        self._best.offer(self._network, self._mask, None, 0, found.loss)
+        start_from_means(self._network, self._backbone, found)
+        del found
         give_back()
-        if tunes:
+
+    def has_time_to_tune(self) -> bool:
+        """Whether there are iterations to do, and time for the least of them."""
+        looked_at = min(len(self._task.train), self._settings.fit_images)
+        self._limits.reserve(self._clock.seconds, looked_at)
+        return self.goes_on or self._limits.time_to_tune(self._least_iterations)
+
+    def tune(self) -> None:
+        """Tune and rank, and compare what comes out with the best so far."""
+        with self._clock.of("tune"):
             try:
-                pruned = tuned()
+                scores = self._tuning.run(
+                    deadline=self._limits.tuning_deadline, after_iteration=self._after_iteration
+                )
+                self._compare(scores)
+                self._limits.remark_on_time(self._tuning.done)
             except Diverged as diverged:
-                limits.give_up_tuning(network, diverged)
-                tunes = False
-        if not tunes:
-            pruned = _ranked(
-                network, backbone, mask, task, limits, generator, target if pruning else None
+                if self._limits.deadline is None:
+                    raise
+                self._limits.remarks.append(f"{diverged}; the best network before that was kept")
+            give_back()
+
+    def best_ranked_and_cut(self) -> Adapted:
+        """The best network; where no iteration ranked or cut its units, a few batches do."""
+        best, settings = self._best, self._settings
+        network, mask, scores = best.network(self._backbone), best.mask, best.scores
+        if scores is None:
+            with self._clock.of("tune"):
+                scores = rank(
+                    network,
+                    mask,
+                    self._task.train,
+                    settings.batch_size,
+                    self._generator,
+                    self._limits.ranking_batches,
+                    micro_batch=settings.micro_batch,
+                    precision=settings.precision,
+                )
+        measured = best.iterations in self._accuracies
+        if self._target is not None:
+            target = [min(want, held) for want, held in zip(self._target, mask.counts, strict=True)]
+            if tuple(target) != mask.counts:
+                smaller = Mask.keep_top(mask.structure, scores, target)
+                left = cut(network.state_dict(), smaller, within=mask)
+                network, mask, measured = rebuild(self._backbone, left), smaller, False
+                with self._clock.of("fit"):
+                    self._fitted(network, self._generator, tuned=False)
+        with self._clock.of("evaluate"):
+            self._accuracies[self._tuning.done] = (
+                self._accuracies[best.iterations] if measured else self._accuracy(network)
             )
-        give_back()
-    if not tunes and settings.iterations and pruned.network is network:
-        accuracies[done] = accuracies[0]  # it is as it was fitted
-        return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))
-    with clock.of("fit"):
-        fitted = fitted_to_task(pruned.network, generator)
-        kept = not tunes or limits.end_tuning(pruned.network, fitted, done)
-        del fitted
-        give_back()
-    if not kept:
-        with clock.of("tune"):
-            pruned = _ranked(pruned.network, backbone, pruned.mask, task, limits, generator, None)
-    with clock.of("evaluate"):
-        accuracies[done] = (
-            accuracy(pruned.network, task.evaluation, limits.batch) if kept else accuracies[0]
+        return Adapted(
+            Pruned(network, mask, scores),
+            self._accuracies,
+            self._clock.seconds,
+            tuple(self._limits.remarks),
+            best.iterations,
+            int(self._held.sum()),
         )
-    return Adapted(pruned, accuracies, clock.seconds, tuple(limits.remarks))
+
+    def _fitted(self, network: nn.Module, generator: torch.Generator, *, tuned: bool) -> Fitted:
+        """Fit batch norm and classifier of a network; what was found."""
+        found = examine(
+            network,
+            self._task.train,
+            len(self._task.classes),
+            generator,
+            self._settings.fit_images,
+            self._limits.batch,
+            held=self._held,
+            tuned=tuned,
+        )
+        found.assign(network, self._backbone)
+        return found
+
+    def _compare(self, scores: Scores | None) -> None:
+        """Fit the network as it is, judge it where that is asked for, and keep it if it is the best."""
+        tuning, done = self._tuning, self._tuning.done
+        with self._clock.of("fit"):
+            found = self._fitted(tuning.network, torch.Generator().manual_seed(done), tuned=True)
+        if tuning.at_final_size:
+            self._best.offer(tuning.network, tuning.mask, scores, done, found.loss)
+        if done in self._evaluate_at:
+            with self._clock.of("evaluate"):
+                self._accuracies[done] = self._accuracy(tuning.network)
+
+    def _after_iteration(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._settings.iterations)
+        iterations = self._settings.iterations
+        every = max(COMPARED_EVERY, math.ceil(COMPARED_SHARE * iterations))
+        compared = self._tuning.at_final_size and done % every == 0
+        last = done == iterations
+        if (compared or done in self._evaluate_at) and not last and self._limits.time_to_evaluate:
+            with _as_it_was(self._tuning.network, self._backbone):
+                self._compare(self._tuning.scores())
+        if self._file is not None and self._file.due:
+            self._store(self._file)
+
+    def _accuracy(self, network: nn.Module) -> float:
+        return accuracy(network, self._task.evaluation, self._limits.batch)
+
+    def _store(self, file: TuningFile) -> None:
+        tensors, words = self._tuning.stored()
+        best_tensors, best_words = self._best.stored()
+        told = {"seconds": self._clock.so_far, "accuracies": self._accuracies}
+        words = {**words, **best_words, "adaptation": json.dumps(told)}
+        try:
+            file.write(self._identity, {**tensors, **best_tensors}, words)
+        except InputError as error:
+            self._file = None
+            self._limits.remarks.append(f"{error}; tuning went on, but could not have been resumed")
+
+    def _identified(self, pruning: PruningSettings | None) -> str:
+        """A digest of all that decides what comes out, but for the limits of time and memory."""
+        digest = hashlib.sha256(self._generator.get_state().numpy().tobytes())
+        for labels in (self._task.train.labels, self._task.evaluation.labels):
+            digest.update(labels.numpy().tobytes())
+        settings = replace(self._settings, max_seconds=None, max_memory=None)
+        told = (settings, pruning, self._target, self._mask.digest, self._task.classes)
+        digest.update(f"{told} {weights_digest(self._network.state_dict())}".encode())
+        return digest.hexdigest()
 
 
-def _ranked(
-    network: nn.Module,
-    backbone: Backbone,
-    mask: Mask,
-    task: Task,
-    limits: DeviceLimits,
-    generator: torch.Generator,
-    target: Sequence[int] | None,
-) -> Pruned:
-    """What is left to do without iterations: rank the units, and cut once where there is a target."""
-    settings = limits.settings
-    scores = rank(
-        network,
-        mask,
-        task.train,
-        settings.batch_size,
-        generator,
-        limits.ranking_batches,
-        micro_batch=settings.micro_batch,
-        precision=settings.precision,
-    )
-    if not target:
-        return Pruned(network, mask, scores)
-    smaller = Mask.keep_top(mask.structure, scores, target)
-    return Pruned(rebuild(backbone, cut(network.state_dict(), smaller, within=mask)), smaller, scores)
+@contextmanager
+def _as_it_was(network: nn.Module, backbone: Backbone) -> Iterator[None]:
+    """Put batch norms' statistics and the classifier back as they are now."""
+    places: list[Tensor] = list(network.buffers())
+    for name in backbone.classifiers:
+        places += [parameter.data for parameter in network.get_submodule(name).parameters()]
+    before = [place.clone() for place in places]
+    yield
+    for place, tensor in zip(places, before, strict=True):
+        place.copy_(tensor)
 
 
 class _Clock:
@@ -209,11 +333,24 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds = {"fit": 0.0, "tune": 0.0, "evaluate": 0.0}
         self._inner = 0.0
+        self._running: list[tuple[str, float]] = []
+
+    @property
+    def so_far(self) -> dict[str, float]:
+        """Seconds by step, those of steps that are not over included."""
+        seconds = dict(self.seconds)
+        if self._running:
+            step, began = self._running[0]
+            seconds[step] += time.perf_counter() - began - self._inner
+        return seconds
 
     @contextmanager
     def of(self, step: str) -> Iterator[None]:
+        """Count the time from here on as this step's."""
         began, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        self._running.append((step, began))
         yield
+        self._running.pop()
         took = time.perf_counter() - began
         self.seconds[step] += took - self._inner
         self._inner = outer + took

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.backbone import Backbone
 from common.deadline import Deadline
-from common.fine_tune import Diverged, FineTuneSettings
-from common.fitting import BATCH, Fitted, classified, on_device_of
+from common.fine_tune import FineTuneSettings
+from common.fitting import BATCH, choose_classifier, on_device_of
 from common.gradients import add_gradients
 from common.images import LabelledImages
 from common.importance import RANKING_BATCHES
@@ -44,16 +44,22 @@ class DeviceLimits:
     remarks: list[str] = field(default_factory=list)
     step_seconds: float = 0.0
     _reserved: float = 0.0
-    _untuned: dict[str, Tensor] | None = None
-    _loss: float = float("nan")
 
     @classmethod
     def of(
-        cls, network: nn.Module, backbone: Backbone, task: Task, settings: FineTuneSettings
+        cls,
+        network: nn.Module,
+        backbone: Backbone,
+        task: Task,
+        settings: FineTuneSettings,
+        spent: float = 0.0,
     ) -> DeviceLimits:
-        """The limits from now on. InputError where not even one image at a time fits in memory."""
+        """The limits from now on, `spent` seconds of which are over.
+
+        InputError where not even one image at a time fits in memory.
+        """
         seconds = settings.max_seconds
-        limits = cls(settings, deadline=None if seconds is None else Deadline.after(seconds))
+        limits = cls(settings, deadline=None if seconds is None else Deadline.after(seconds - spent))
         if settings.max_memory is not None:
             limit = MemoryLimit(settings.max_memory)
             limits._fit_in_memory(limit, network, backbone, task.train, len(task.classes))
@@ -72,11 +78,14 @@ class DeviceLimits:
         rows = min(len(images), self.settings.fit_images)
 
         def classifier_alone() -> None:
-            classified(torch.randn(rows, width, dtype=torch.float64), images.labels[:rows], classes)
+            all_rows = torch.ones(rows, dtype=torch.bool)
+            weights = torch.ones(classes, dtype=torch.float64)
+            drawn = torch.randn(rows, width, dtype=torch.float64)
+            choose_classifier(drawn, images.labels[:rows], classes, weights, all_rows)
 
         limit.check(classifier_alone, "fitting the classifier")
         weights = sum(p.numel() * p.element_size() for p in network.parameters())
-        copies = 1 + (self.deadline is not None)  # the momentum, and the untuned network
+        copies = 2  # the momentum, and the best network so far
 
         def gradients(count: int) -> None:
             chosen = torch.arange(count) % len(images)
@@ -95,34 +104,33 @@ class DeviceLimits:
                 f"{whole} in a batch, so gradients were averaged over parts"
             )
 
-    def begin_tuning(
-        self, network: nn.Module, fitted: Fitted, seconds: Mapping[str, float], steps: int
-    ) -> bool:
-        """Whether there is time for so many iterations at least, besides fitting and judging once more.
+    def reserve(self, seconds: Mapping[str, float], looked_at: int) -> None:
+        """Reserve time for fitting, ranking and judging after tuning.
 
-        `seconds` is what both took the first time. The network as it is now is kept aside, in case
-        that tuning makes it worse. With no deadline, there always is time.
+        `seconds` is what the steps took so far, with `looked_at` images. Without a deadline there is
+        nothing to reserve.
         """
         if self.deadline is None:
-            return self.settings.iterations > 0
+            return
         once = seconds["fit"] + seconds["evaluate"]
-        batch = min(self.settings.batch_size, len(fitted.labels))
-        self.step_seconds = STEP_PASSES * batch * seconds["fit"] / (2 * len(fitted.labels))
-        ranking = RANKING_BATCHES * self.step_seconds * (self.settings.tuned == "head")
+        batch = min(self.settings.batch_size, looked_at)
+        self.step_seconds = STEP_PASSES * batch * seconds["fit"] / (2 * looked_at)
+        ranking = RANKING_BATCHES * self.step_seconds
         pauses = RESERVED_SHARE * (self.deadline.end - self.deadline.began)
         self._reserved = RESERVE * once + ranking + pauses
+
+    def time_to_tune(self, steps: int) -> bool:
+        """Whether there are iterations to do, and time for so many of them at least; see `reserve`."""
         if self.settings.iterations == 0:
             return False
-        if self.deadline.left - self._reserved < steps * self.step_seconds:
-            needed = self.deadline.spent + self._reserved + steps * self.step_seconds
-            self.remarks.append(
-                f"{self.settings.max_seconds:g} seconds are too short to tune in: the classifier was "
-                f"fitted and no more, which took {self.deadline.spent:.1f}; allow at least {needed:.0f}"
-            )
-            return False
-        self._loss = fitted.held_out_loss
-        self._untuned = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        return True
+        if self.deadline is None or self.deadline.left - self._reserved >= steps * self.step_seconds:
+            return True
+        needed = self.deadline.spent + self._reserved + steps * self.step_seconds
+        self.remarks.append(
+            f"{self.settings.max_seconds:g} seconds are too short to tune in: the classifier was "
+            f"fitted and no more, which took {self.deadline.spent:.1f}; allow at least {needed:.0f}"
+        )
+        return False
 
     @property
     def tuning_deadline(self) -> Deadline | None:
@@ -141,41 +149,13 @@ class DeviceLimits:
             return RANKING_BATCHES
         return max(1, min(RANKING_BATCHES, int(self.deadline.left / max(self.step_seconds, 1e-9))))
 
-    def end_tuning(self, network: nn.Module, fitted: Fitted, iterations: int) -> bool:
-        """Whether the tuned network is kept; else the untuned one's tensors are put back into it.
-
-        Judged by the cross-entropy of training images, each by a classifier fitted to others. Tuning
-        has seen them all, so that this finds what it wrecked, not what it learnt by heart. Without a
-        deadline, or where the network was pruned meanwhile, it is always kept.
-        """
+    def remark_on_time(self, iterations: int) -> None:
+        """Say so where time was too short for all iterations."""
         if self.deadline is not None and 0 < iterations < self.settings.iterations:
             self.remarks.append(
                 f"{iterations} of {self.settings.iterations} iterations were done in the "
                 f"{self.settings.max_seconds:g} seconds allowed"
             )
-        untuned, self._untuned = self._untuned, None
-        if untuned is None or not _same_shapes(network, untuned):
-            return True
-        loss = fitted.held_out_loss
-        if loss <= self._loss:
-            return True
-        network.load_state_dict(untuned)
-        self.remarks.append(
-            f"tuning made the network worse (loss {loss:.3f}, fitted alone {self._loss:.3f}), "
-            "so the fitted one was kept; allow more seconds, or a smaller learning rate"
-        )
-        return False
-
-    def give_up_tuning(self, network: nn.Module, diverged: Diverged) -> None:
-        """Put the untuned tensors back into the network that tuning began with, and tell why.
-
-        Without a deadline none were kept aside: then what is given is raised.
-        """
-        untuned, self._untuned = self._untuned, None
-        if untuned is None:
-            raise diverged
-        network.load_state_dict(untuned)
-        self.remarks.append(f"the fitted network was kept, as {diverged}")
 
 
 def forward_at_once(
@@ -189,7 +169,3 @@ def forward_at_once(
             network(on_device_of(network, images.batch(torch.arange(count) % len(images))))
 
     return limit.images_at_once(forward, min(BATCH, len(images)), doing, later_bytes)
-
-
-def _same_shapes(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    return all(tensor.shape == tensors[name].shape for name, tensor in network.state_dict().items())

@@ -2,6 +2,7 @@
 
     MaskvoteError
     +-- InputError           the caller's: a value, a file or a budget that breaks a stated rule   exit 2
+    |   +-- Diverged             tuning that came to numbers which are not finite
     |   +-- MaskError            a mask that does not fit its structure
     |   +-- WeightsError         weights that do not fit the backbone, or a file that is damaged
     |   +-- TaskDataError        a task's images: none, unreadable, or too few classes
@@ -31,6 +32,10 @@ class InputError(MaskvoteError, ValueError):
     """A value that the caller gave breaks a stated rule."""
 
     exit_status = 2
+
+
+class Diverged(InputError):
+    """Tuning whose loss, weights or features are not finite any more."""
 
 
 class MaskError(InputError):

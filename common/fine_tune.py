@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.backbone import Backbone
 from common.deadline import Deadline
-from common.errors import InputError
+from common.errors import Diverged, InputError
 from common.finite import is_finite
 from common.gradients import PRECISIONS, Precision, add_gradients, parts_of
 from common.images import LabelledImages, batches
@@ -72,84 +72,126 @@ class FineTuneSettings:
                 raise InputError(f"{name} is {value}; it must be above 0, or left out for no limit")
 
 
-class Diverged(InputError):
-    """Tuning whose loss or weights are not finite any more."""
-
-
 AfterBackward = Callable[[int], None]
 """Called with the iteration's number (from 0), when gradients are there and no step is taken yet."""
+MOMENTUM, RANDOMNESS = "momentum.", "randomness"
+"""Names of the tensors in `FineTuning.stored`: a prefix before each parameter's name, and a name."""
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """What tuning came to: iterations done, and the mean loss of the last tenth of them (NaN if none)."""
+class FineTuning:
+    """Gradient descent over those parameters of a network that want a gradient, in place.
 
-    iterations: int
-    loss: float
+    It can be stored between two iterations, and goes on from there in another process: with the same
+    network, images and settings it comes to the same weights as without a stop, up to rounding.
 
-
-def fine_tune(
-    network: nn.Module,
-    images: LabelledImages,
-    settings: FineTuneSettings,
-    generator: torch.Generator,
-    *,
-    deadline: Deadline | None = None,
-    after_backward: AfterBackward | None = None,
-    after_iteration: Callable[[int], None] | None = None,
-) -> Tuning:
-    """Tune those parameters in place that want a gradient; all of a network just rebuilt do.
-
-    Batch norm normalises by the batch and follows it while tuning. `after_iteration` is called with
-    the number of iterations done, and may evaluate: the training mode is restored. By the deadline, one
-    iteration is done at least; another one only while as much time is left as the longest took.
-
-    Diverged as soon as a loss is not finite, or where the weights are not in the end.
+    Batch norm normalises by the batch and follows it while tuning. By the deadline, one iteration is
+    done at least; another one only while as much time is left as the longest took. The learning rate
+    falls along a cosine, by iterations or by time, whichever is further on.
     """
-    tuned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.SGD(
-        tuned,
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimiser,
-        max(settings.iterations, 1),
-        eta_min=settings.learning_rate * settings.final_rate,
-    )
-    losses: list[float] = []
-    longest = 0.0
-    stream = batches(len(images), settings.batch_size, generator)
-    for iteration in range(settings.iterations):
-        if deadline is not None:
-            if losses and deadline.left < longest:
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: LabelledImages,
+        settings: FineTuneSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self.network = network
+        self.done = 0
+        """Iterations that are done."""
+        self._images = images
+        self._settings = settings
+        self._tuned = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self._optimiser = torch.optim.SGD(
+            self._tuned.values(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.momentum > 0,
+        )
+        self._generator = generator
+        self._batches: Iterator[Tensor] | None = None
+        self._randomness: Tensor | None = None
+        """The generator's state when the first batch was drawn."""
+
+    def run(
+        self,
+        *,
+        deadline: Deadline | None = None,
+        after_backward: AfterBackward | None = None,
+        after_iteration: Callable[[int], None] | None = None,
+    ) -> None:
+        """Do the iterations that are left.
+
+        `after_iteration` is called with the number of iterations done, and may evaluate: the training
+        mode is restored. Diverged as soon as a loss is not finite, or where the weights are not in the
+        end.
+        """
+        settings, began, longest = self._settings, self.done, 0.0
+        while self.done < settings.iterations:
+            if deadline is not None and self.done > began and deadline.left < longest:
                 break
-            _hasten(optimiser, settings, iteration, deadline)
-        step = Deadline.after(0)
-        indices = next(stream)
-        with _tuning(network, len(parts_of(indices, settings.micro_batch)[-1])):
-            optimiser.zero_grad(set_to_none=True)
-            loss = add_gradients(network, images, indices, settings.micro_batch, settings.precision)
+            step = Deadline.after(0)
+            self._set_learning_rate(deadline)
+            self._iterate(after_backward)
+            self.done += 1
+            longest = max(longest, step.spent)
+            if after_iteration is not None:
+                after_iteration(self.done)
+        self.network.eval()
+        self._optimiser.zero_grad(set_to_none=True)
+        # The last step's gradients and weights have no loss after them to show in.
+        if self.done and not all(map(is_finite, self._tuned.values())):
+            raise _diverged("weights are not finite", self.done - 1, settings)
+
+    def stored(self) -> dict[str, Tensor]:
+        """What has to be kept, besides the network and `done`: momentum, and where the draws began."""
+        momentum = {
+            f"{MOMENTUM}{name}": self._optimiser.state[parameter]["momentum_buffer"]
+            for name, parameter in self._tuned.items()
+            if self._optimiser.state[parameter].get("momentum_buffer") is not None
+        }
+        randomness = self._generator.get_state() if self._randomness is None else self._randomness
+        return {RANDOMNESS: randomness, **momentum}
+
+    def go_on(self, done: int, stored: Mapping[str, Tensor]) -> None:
+        """Go on after so many iterations, with what `stored` gave then. KeyError where tensors lack."""
+        self._generator.set_state(stored[RANDOMNESS])
+        for _ in range(done):
+            self._next_batch()
+        for name, parameter in self._tuned.items():
+            if self._settings.momentum and done:
+                self._optimiser.state[parameter]["momentum_buffer"] = stored[f"{MOMENTUM}{name}"]
+        self.done = done
+
+    def _iterate(self, after_backward: AfterBackward | None) -> None:
+        settings = self._settings
+        indices = self._next_batch()
+        with _tuning(self.network, len(parts_of(indices, settings.micro_batch)[-1])):
+            self._optimiser.zero_grad(set_to_none=True)
+            loss = add_gradients(
+                self.network, self._images, indices, settings.micro_batch, settings.precision
+            )
         if not math.isfinite(loss):
-            raise _diverged(f"the loss is {loss}", iteration, settings)
-        losses.append(loss)
+            raise _diverged(f"the loss is {loss}", self.done, settings)
         if after_backward is not None:
-            after_backward(iteration)
-        nn.utils.clip_grad_norm_(tuned, settings.clip_norm)
-        optimiser.step()
-        schedule.step()
-        longest = max(longest, step.spent)
-        if after_iteration is not None:
-            after_iteration(iteration + 1)
-    network.eval()
-    optimiser.zero_grad(set_to_none=True)
-    # The last step's gradients and weights have no loss after them to show in.
-    if losses and not all(map(is_finite, tuned)):
-        raise _diverged("weights are not finite", len(losses) - 1, settings)
-    last = losses[-max(1, len(losses) // 10) :]
-    return Tuning(len(losses), sum(last) / len(last) if last else float("nan"))
+            after_backward(self.done)
+        nn.utils.clip_grad_norm_(self._tuned.values(), settings.clip_norm)
+        self._optimiser.step()
+
+    def _next_batch(self) -> Tensor:
+        if self._batches is None:
+            self._randomness = self._generator.get_state()
+            self._batches = batches(len(self._images), self._settings.batch_size, self._generator)
+        return next(self._batches)
+
+    def _set_learning_rate(self, deadline: Deadline | None) -> None:
+        settings, share = self._settings, self.done / self._settings.iterations
+        if deadline is not None:
+            share = max(share, deadline.share_spent)
+        height = settings.final_rate + (1 - settings.final_rate) * (1 + math.cos(math.pi * share)) / 2
+        for group in self._optimiser.param_groups:
+            group["lr"] = settings.learning_rate * height
 
 
 def _diverged(what: str, iteration: int, settings: FineTuneSettings) -> Diverged:
@@ -157,16 +199,6 @@ def _diverged(what: str, iteration: int, settings: FineTuneSettings) -> Diverged
         f"tuning diverged: {what} in iteration {iteration + 1} of {settings.iterations}, at a learning "
         f"rate of {settings.learning_rate:g}; give a smaller one"
     )
-
-
-def _hasten(
-    optimiser: torch.optim.Optimizer, settings: FineTuneSettings, iteration: int, deadline: Deadline
-) -> None:
-    """The learning rate of the cosine's place: by iterations, or by time where that is further on."""
-    share = max(iteration / settings.iterations, deadline.share_spent)
-    height = settings.final_rate + (1 - settings.final_rate) * (1 + math.cos(math.pi * share)) / 2
-    for group in optimiser.param_groups:
-        group["lr"] = settings.learning_rate * height
 
 
 @contextmanager

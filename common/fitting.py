@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.backbone import Backbone, features
+from common.errors import Diverged
+from common.finite import is_finite
 from common.images import LabelledImages, in_turn
 
 BATCH = 32
@@ -19,13 +22,13 @@ BATCH = 32
 that fitting needs no more memory; larger ones save no time on CPUs."""
 SHRINKAGES = (0.03, 0.1, 0.3, 0.6, 1.0)
 """How far the covariance may be drawn to a multiple of the identity: 1 is the nearest class mean."""
-SCALES = torch.logspace(-2, 0.5, 26, dtype=torch.float64)
+SCALES = torch.logspace(-4, 0.5, 46, dtype=torch.float64)
 """How steep logits may be, relative to what Gaussian classes would have."""
 LATEST = 128
 """So many images' statistics normalise while batch norms' statistics are found: however many are in
 memory at a time."""
-HELD_OUT = 4
-"""Every so manieth image decides on shrinkage and scale, and is fitted to only after that."""
+FOLDS = 5
+"""Parts of the cross-validation that chooses shrinkage and scale."""
 
 
 def on_device_of(network: nn.Module, images: Tensor) -> Tensor:
@@ -203,41 +206,39 @@ class GaussianClasses:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What `fit` found: the classes, how far it shrank and scaled, and the features it had of images.
+class Choice:
+    """The classifier that cross-validation prefers: how far to shrink, and how steep its logits are.
 
-    `features` (N, D) and `labels` (N,) are of images drawn by lot, of all classes. `weights` (K,) are how
-    many images of the task one of each class stands for.
+    `loss` is the lowest mean cross-entropy in the cross-validation, over all shrinkages and scales: what
+    the features are worth. NaN where no image could be classified.
+    """
+
+    shrinkage: float
+    scale: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `examine` found: Gaussian classes, and the classifier that cross-validation prefers for them.
+
+    `features` float32 (N, D), `labels` int64 (N,) and `held` bool (N,) are of the images it looked at, in
+    random order and of all classes; `held` marks those that tuning must not see. `weights` float64 (K,)
+    are how many images of the task one of each class stands for. `loss` compares one network with
+    another: the mean cross-entropy of the images that are held out; NaN without such images.
     """
 
     classes: GaussianClasses
-    shrinkage: float
-    scale: float
+    choice: Choice
+    loss: float
     labels: Tensor
+    held: Tensor
     weights: Tensor
     features: Tensor
 
-    @property
-    def held_out_loss(self) -> float:
-        """Mean cross-entropy of the task's images, each by a classifier that was fitted to others.
-
-        In as many parts as for shrinkage and scale. Where images are too few for that, one classifier
-        is fitted to all of them.
-        """
-        rows, classes = self.features.double(), len(self.classes.counts)
-        if len(rows) < 2 * HELD_OUT * classes:
-            weight, bias = self.classes.classifier(self.shrinkage)
-            logits = self.scale * (rows @ weight.T + bias)
-            return float(functional.cross_entropy(logits, self.labels, self.weights))
-        total = 0.0
-        for part in range(HELD_OUT):
-            held = torch.arange(len(rows)) % HELD_OUT == part
-            found = GaussianClasses.of(rows[~held], self.labels[~held], classes, self.weights)
-            weight, bias = found.classifier(self.shrinkage)
-            logits = self.scale * (rows[held] @ weight.T + bias)
-            losses = functional.cross_entropy(logits, self.labels[held], self.weights, reduction="sum")
-            total += float(losses)
-        return total / float(self.weights[self.labels].sum())
+    def assign(self, network: nn.Module, backbone: Backbone) -> None:
+        """Set the network's classifier to the one that was found."""
+        _assign(network, backbone, self.classes.classifier(self.choice.shrinkage), self.choice.scale)
 
 
 def fit(
@@ -251,43 +252,119 @@ def fit(
 ) -> Fitted:
     """Fit batch norm and the classifier to at most `count` images, `batch` at a time; what was found.
 
-    The classifier is linear discriminant analysis on the network's own features. How far to shrink
-    its covariance, and how steep its logits are, is decided by a part of the images held out. Where the
-    task has more images, it looks at the same number of every class, as far as there are, and takes how
-    frequent a class is from all labels: no class is left out unless there are more than `count`.
+    The network must not have been tuned on these images: see `examine`, which does the work.
+    """
+    found = examine(network, images, classes, generator, count, batch)
+    found.assign(network, backbone)
+    return found
+
+
+def examine(
+    network: nn.Module,
+    images: LabelledImages,
+    classes: int,
+    generator: torch.Generator,
+    count: int,
+    batch: int = BATCH,
+    *,
+    held: Tensor | None = None,
+    tuned: bool = False,
+) -> Fitted:
+    """Fit batch norm to at most `count` images, and find the classifier that suits their features.
+
+    The classifier is linear discriminant analysis on the network's own features, fitted to all images
+    looked at. How far its covariance is shrunk and how steep its logits are is chosen by
+    cross-validation, so that its probabilities can be believed. A network that was tuned knows its
+    training images by heart: with `tuned`, only the images that `held`, bool (images,), marks are
+    classified in the cross-validation.
+
+    Where the task has more images than `count`, the same number of every class is looked at, as far as
+    there are, and how frequent a class is comes from all labels: no class is left out unless there are
+    more than `count`. Raises Diverged where features are not finite.
     """
     recalibrate_batch_norm(network, images, generator, count, batch)
     order = torch.randperm(len(images), generator=generator)
-    # In an order by lot, not in turn: what is held out, every so manieth, must be of all classes.
     chosen = order[torch.isin(order, in_turn(images.labels, order)[:count])]
     kept = all_features(network, images, chosen, batch)
-    rows = kept.double()
+    if not is_finite(kept):
+        raise Diverged("the network's features are not finite; tune it at a smaller learning rate")
     labels = images.labels[chosen]
-    drawn = torch.bincount(labels, minlength=classes).clamp(min=1)
-    weights = torch.bincount(images.labels, minlength=classes).double() / drawn
-    found, shrinkage, scale = classified(rows, labels, classes, weights)
-    _assign(network, backbone, found.classifier(shrinkage), scale)
-    return Fitted(found, shrinkage, scale, labels, weights, kept)
-
-
-def classified(
-    rows: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None
-) -> tuple[GaussianClasses, float, float]:
-    """The classes of features float64 (N, D), and the shrinkage and scale that fit images best.
-
-    `weights`, float64 (K,), are how many images of the task one of each class stands for; else one.
-    """
+    looked_at = torch.bincount(labels, minlength=classes).clamp(min=1)
+    weights = torch.bincount(images.labels, minlength=classes).double() / looked_at
+    apart = torch.zeros(len(chosen), dtype=torch.bool) if held is None else held[chosen]
+    rows = kept.double()
+    compared = choose_classifier(rows, labels, classes, weights, apart)
+    everything = torch.ones(len(chosen), dtype=torch.bool)
+    choice = compared if tuned else choose_classifier(rows, labels, classes, weights, everything)
     found = GaussianClasses.of(rows, labels, classes, weights)
-    held = torch.arange(len(rows)) % HELD_OUT == 0
-    if len(rows) >= 2 * HELD_OUT * classes:
-        part = GaussianClasses.of(rows[~held], labels[~held], classes, weights)
-        best = min(
-            _best_scale(part, shrinkage, rows[held], labels[held], weights) for shrinkage in SHRINKAGES
-        )
-        _, shrinkage, scale = best
-    else:
-        _, shrinkage, scale = _best_scale(found, 1.0, rows, labels, weights)
-    return found, shrinkage, scale
+    return Fitted(found, choice, compared.loss, labels, apart, weights, kept)
+
+
+def choose_classifier(
+    rows: Tensor, labels: Tensor, classes: int, weights: Tensor, judged: Tensor
+) -> Choice:
+    """The shrinkage and scale that suit features float64 (N, D) best, by cross-validation.
+
+    The images that `judged`, bool (N,), marks are divided into FOLDS parts, and each part is classified
+    by what is fitted to all other images. `weights`, float64 (K,), are how many images of the task one of
+    each class stands for. An image whose class has no other image is left out. Where none is left, the
+    nearest class mean is taken, with logits that differ by one between the average classes.
+
+    Labels are smoothed by one part in n + 2 of n images, as Platt (1999) does for two classes: without
+    that, a few images that are all classified right would ask for a certainty without limit.
+    """
+    places = torch.nonzero(judged).flatten()
+    logits: dict[float, list[Tensor]] = {shrinkage: [] for shrinkage in SHRINKAGES}
+    classified = []
+    for part in (places[start::FOLDS] for start in range(min(FOLDS, len(places)))):
+        others = torch.ones(len(rows), dtype=torch.bool)
+        others[part] = False
+        found = GaussianClasses.of(rows[others], labels[others], classes, weights)
+        part = part[found.counts[labels[part]] > 0]
+        classified.append(labels[part])
+        for shrinkage, of_parts in logits.items():
+            weight, bias = found.classifier(shrinkage)
+            of_parts.append(rows[part] @ weight.T + bias)
+    known = torch.cat([*classified, labels[:0]])
+    if not len(known):
+        return Choice(1.0, _cautious_scale(GaussianClasses.of(rows, labels, classes, weights)), math.nan)
+    smoothing = 1 / (len(known) + 2)
+    joined = {shrinkage: torch.cat(of_parts) for shrinkage, of_parts in logits.items()}
+    smoothed = {one: _best_scale(given, known, weights, smoothing) for one, given in joined.items()}
+    shrinkage = min(smoothed, key=lambda one: smoothed[one][0])
+    _, scale = smoothed[shrinkage]
+    loss = min(_best_scale(given, known, weights)[0] for given in joined.values())
+    return Choice(shrinkage, scale, loss)
+
+
+def _best_scale(
+    logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0
+) -> tuple[float, float]:
+    """(cross-entropy, scale) of the scale that suits logits (N, K) best; of equal ones, the smallest.
+
+    The cross-entropy is convex in the scale, so that bisection finds its minimum.
+    """
+
+    def loss(index: int) -> float:
+        scaled = SCALES[index] * logits
+        return float(functional.cross_entropy(scaled, labels, weights, label_smoothing=smoothing))
+
+    low, high = 0, len(SCALES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if loss(middle) <= loss(middle + 1):
+            high = middle
+        else:
+            low = middle + 1
+    return loss(low), float(SCALES[low])
+
+
+def _cautious_scale(found: GaussianClasses) -> float:
+    """How steep logits are if the classes' means, classified, differ by one on average."""
+    weight, bias = found.classifier(1.0)
+    logits = found.means @ weight.T + bias
+    spread = float((logits.diagonal()[:, None] - logits).mean())
+    return 1 / max(spread, 1e-12)
 
 
 def start_from_means(network: nn.Module, backbone: Backbone, fitted: Fitted) -> None:
@@ -295,25 +372,15 @@ def start_from_means(network: nn.Module, backbone: Backbone, fitted: Fitted) -> 
 
     A discriminant's weights are large along features of little variance, and the gradients that
     they send back wreck the network in the first few iterations; those of class means do not. Its
-    logits are as steep as suits best the images that `fit` looked at, which are of all classes.
+    logits are as steep as suits best the images that `fit` looked at, which are of all classes. Images
+    that are held out have no part in it.
     """
-    rows = fitted.features.double()
-    _, _, scale = _best_scale(fitted.classes, 1.0, rows, fitted.labels, fitted.weights)
-    _assign(network, backbone, fitted.classes.classifier(1.0), scale)
-
-
-def _best_scale(
-    found: GaussianClasses,
-    shrinkage: float,
-    rows: Tensor,
-    labels: Tensor,
-    weights: Tensor | None = None,
-) -> tuple[float, float, float]:
-    """(cross-entropy, shrinkage, scale) of the scale that fits these images best."""
-    weight, bias = found.classifier(shrinkage)
-    logits = rows @ weight.T + bias
-    losses = torch.stack([functional.cross_entropy(logits * scale, labels, weights) for scale in SCALES])
-    return float(losses.min()), shrinkage, float(SCALES[losses.argmin()])
+    own = ~fitted.held
+    rows, labels = fitted.features[own].double(), fitted.labels[own]
+    found = GaussianClasses.of(rows, labels, len(fitted.weights), fitted.weights)
+    weight, bias = found.classifier(1.0)
+    _, scale = _best_scale(rows @ weight.T + bias, labels, fitted.weights)
+    _assign(network, backbone, (weight, bias), scale)
 
 
 def _assign(network: nn.Module, backbone: Backbone, linear: tuple[Tensor, Tensor], scale: float) -> None:

@@ -141,6 +141,21 @@ class FileImages(StoredImages):
         super().__init__(paths, labels, decode, backbone, cache)
 
 
+class SomeImages:
+    """Those of other labelled images that `indices`, int64 (N,), names, in this order."""
+
+    def __init__(self, images: LabelledImages, indices: Tensor) -> None:
+        self.labels = images.labels[indices]
+        self._images = images
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self._images.batch(self._indices[indices])
+
+
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Endless batches of indices below `count`, all of one size: no index twice in one pass.
 

@@ -76,6 +76,15 @@ class Taylor:
         self._total += derivative[:-1].abs()
         self._batches += 1
 
+    @property
+    def totals(self) -> tuple[torch.Tensor, int]:
+        """The sum over the batches, float64 (units,), and how many they are."""
+        return self._total, self._batches
+
+    @totals.setter
+    def totals(self, totals: tuple[torch.Tensor, int]) -> None:
+        self._total, self._batches = totals
+
     def scores(self) -> Scores:
         """The mean over the batches; -inf for units that the network does not hold."""
         mean = (self._total / max(self._batches, 1)).numpy().copy()

@@ -314,7 +314,7 @@ def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
         "request": "a", "budget": [{"unit": "ms", "limit": 2.0, "used": 1.5, "runtime": "torch 2.8"}],
         "similarities": [0.9] * 11, "units": 2, "of": 3, "parameters": 4, "weight_bytes": 16, "flops": 5,
         "accuracy": {"0": 0.5}, "seconds": {"fit": 1.0}, "bytes_up": {"request": 5, "mask": 3},
-        "bytes_down": {"network": 7}, "healed": True, "origin": "vote",
+        "bytes_down": {"network": 7}, "healed": True, "origin": "vote", "kept": 0, "held_out": 0,
     }  # fmt: skip
     tell(facts, "stored as entry [/bold]\x1b[2J[red]", as_json=False)
     shown = capsys.readouterr().out
@@ -329,6 +329,29 @@ def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     shown = capsys.readouterr().out
     assert "11 tasks found, similar by 0.90," in shown
     assert "the backbone's own importance chose" in shown
+
+
+@pytest.mark.parametrize(
+    ("kept", "held_out", "said"),
+    [
+        (
+            50,
+            12,
+            "the network after 50 iterations, the best by 12 training images that were not tuned on",
+        ),
+        (25, 12, "the network after 25 of 50 iterations: tuning on made it worse, by 12 training"),
+        (0, 1200, "the network as it was before tuning: tuning on made it worse, by 1,200 training"),
+    ],
+)
+def test_which_network_was_kept_is_told(capsys, kept, held_out, said):
+    facts = {
+        "request": "a", "budget": [], "similarities": [], "units": 2, "of": 3, "parameters": 4,
+        "weight_bytes": 16, "flops": 5, "accuracy": {"0": 0.5, "50": 0.75}, "seconds": {"fit": 1.0},
+        "bytes_up": {"mask": 3}, "bytes_down": {"network": 7}, "healed": False, "origin": "vote",
+        "kept": kept, "held_out": held_out,
+    }  # fmt: skip
+    tell(facts, "", as_json=False)
+    assert said in capsys.readouterr().out
 
 
 def test_how_long_a_device_is_ready_to_wait_stands_in_its_request(client, offer, images, tmp_path):

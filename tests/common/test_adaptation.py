@@ -1,52 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from toys import Example, example, images_of, random_mask, task_of
+from toy_adaptation import adapt, weights_of
+from toys import example, images_of, random_mask, task_of
 
-from common.adaptation import Adapted, adapt_network
+from common.adaptation import Adapted
 from common.fine_tune import FineTuneSettings
-from common.mask import Mask
 from common.pruning import PruningSettings
-from common.subnetwork import SubNetwork
 from common.task_data import Task
-
-SETTINGS = FineTuneSettings(iterations=8, batch_size=12, learning_rate=0.01)
-
-
-@pytest.fixture(scope="module")
-def ours() -> Example:
-    return example("test_resnet", 32)
-
-
-@pytest.fixture(scope="module")
-def half(ours) -> Mask:
-    return random_mask(ours.structure, 0.5)
-
-
-@pytest.fixture(scope="module")
-def task(ours) -> Task:
-    return task_of(ours.backbone)
-
-
-def adapt(ours: Example, mask: Mask, task: Task, *, seed: int = 0, **options) -> Adapted:
-    return adapt_network(
-        SubNetwork.of(ours.backbone, ours.weights, mask).network(len(task.classes)),
-        ours.backbone,
-        mask,
-        task,
-        options.pop("settings", SETTINGS),
-        torch.Generator().manual_seed(seed),
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
 def adapted(ours, half, task) -> Adapted:
     return adapt(ours, half, task)
-
-
-def weights_of(adapted: Adapted) -> torch.Tensor:
-    return torch.cat([t.detach().flatten().double() for t in adapted.network.state_dict().values()])
 
 
 def test_a_few_iterations_learn_the_task(adapted):

@@ -1,12 +1,14 @@
+import copy
 import math
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from toys import Example, example, images_of, task_of
 
-from common.errors import InputError
-from common.fine_tune import Diverged, FineTuneSettings, batches, fine_tune
-from common.images import PixelImages
+from common.errors import Diverged, InputError
+from common.fine_tune import FineTuneSettings, FineTuning
+from common.images import PixelImages, batches
 from common.mask import Mask
 from common.subnetwork import SubNetwork
 
@@ -17,11 +19,18 @@ def ours() -> Example:
 
 
 def network_of(ours: Example):
-    return SubNetwork.of(ours.backbone, ours.weights, Mask.full(ours.structure)).network(3)
+    """Copied, so that its tensors are aligned in memory, and equal computations give equal bits."""
+    return copy.deepcopy(SubNetwork.of(ours.backbone, ours.weights, Mask.full(ours.structure)).network(3))
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def fine_tune(network, images, settings, generator, **hooks) -> FineTuning:
+    tuning = FineTuning(network, images, settings, generator)
+    tuning.run(**hooks)
+    return tuning
 
 
 def weights_of(network) -> torch.Tensor:
@@ -49,10 +58,10 @@ def test_tuning_lowers_the_loss_and_moves_every_parameter(ours):
     task = task_of(ours.backbone)
     network = network_of(ours)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    loss = fine_tune(
-        network, task.train, FineTuneSettings(iterations=12, batch_size=12), generator()
-    ).loss
-    assert loss < math.log(3)
+    fine_tune(network, task.train, FineTuneSettings(iterations=12, batch_size=12), generator())
+    with torch.no_grad():
+        logits = network(task.train.batch(torch.arange(len(task.train))))
+    assert cross_entropy(logits, task.train.labels) < math.log(3)
     assert not any(torch.equal(p, before[name]) for name, p in network.named_parameters())
     assert not network.training
 
@@ -152,14 +161,45 @@ def test_a_last_step_that_overflows_is_told_though_no_loss_follows(ours):
         fine_tune(network, task_of(ours.backbone).train, settings, generator(), after_backward=overflow)
 
 
-def test_no_iterations_change_nothing_and_have_no_loss(ours):
+def test_no_iterations_change_nothing(ours):
     network = network_of(ours)
     before = weights_of(network)
-    loss = fine_tune(
-        network, task_of(ours.backbone).train, FineTuneSettings(iterations=0), generator()
-    ).loss
-    assert math.isnan(loss)
+    none = FineTuneSettings(iterations=0)
+    assert fine_tune(network, task_of(ours.backbone).train, none, generator()).done == 0
     assert torch.equal(weights_of(network), before)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("after", [0, 1, 4, 6])
+def test_tuning_goes_on_in_another_process_as_if_it_had_never_stopped(ours, momentum, after):
+    """To the last bit, on the same batches: 6 iterations of 8 images are more than one pass over 36."""
+    settings = FineTuneSettings(iterations=6, batch_size=8, momentum=momentum)
+    task, whole = task_of(ours.backbone), network_of(ours)
+    never_stopped = fine_tune(whole, task.train, settings, generator())
+
+    stopped, lot = network_of(ours), generator(5)
+    stored = {}
+
+    def store(done: int) -> None:
+        if done == after:
+            stored["network"] = {n: t.clone() for n, t in stopped.state_dict().items()}
+            stored["steps"] = {n: t.clone() for n, t in tuning.stored().items()}
+
+    tuning = FineTuning(stopped, task.train, settings, lot)
+    lot.set_state(generator().get_state())  # somebody else may draw before the first batch is drawn
+    store(0)
+    tuning.run(after_iteration=store)
+    resumed = network_of(ours)
+    resumed.load_state_dict(stored["network"])
+    seen: list[int] = []
+    again = FineTuning(resumed, task.train, settings, generator(99))
+    again.go_on(after, stored["steps"])
+    again.run(after_iteration=seen.append)
+    assert seen == list(range(after + 1, 7))
+    assert again.done == never_stopped.done == 6
+    assert torch.equal(weights_of(resumed), weights_of(whole))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
 def test_a_single_image_is_tuned_on_with_the_statistics_there_are(ours):

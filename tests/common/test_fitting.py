@@ -10,16 +10,19 @@ from torch.nn.functional import cross_entropy
 from toys import Example, example, images_of, task_of
 
 from common.backbone import Backbone
+from common.errors import Diverged
 from common.fitting import (
-    Fitted,
+    SCALES,
     GaussianClasses,
     accuracy,
     all_features,
-    classified,
+    choose_classifier,
+    examine,
     fit,
     recalibrate_batch_norm,
     start_from_means,
 )
+from common.hold_out import held_out
 from common.images import PixelImages
 from common.mask import Mask
 from common.rebuild import rebuild
@@ -271,48 +274,123 @@ def test_how_frequent_a_class_is_comes_from_all_labels(ours):
     assert found.weights.tolist() == [15.0] * 4 + [1.0] * 4
 
 
-def test_the_images_held_out_are_of_all_classes_where_some_are_drawn(ours):
-    """In turn, every fourth image of four classes would be of the same class."""
-    images = images_of(ours.backbone, per_class=40, classes=4)
-    found = fit(network_of(ours, classes=4), ours.backbone, images, 4, generator(), count=80)
-    assert len(found.labels[::4].unique()) == 4
-
-
-def test_where_all_images_are_looked_at_each_stands_for_itself_in_an_order_by_lot(ours):
+def test_where_all_images_are_looked_at_each_stands_for_itself_in_random_order(ours):
     images = uneven_images(ours.backbone, UNEVEN)
     network = network_of(ours, classes=8)
     found = fit(network, ours.backbone, images, 8, generator(3), count=len(images))
-    lot = generator(3)
-    torch.randperm(len(images), generator=lot)  # for batch norm
-    assert torch.equal(found.labels, images.labels[torch.randperm(len(images), generator=lot)])
-    classes, shrinkage, scale = classified(found.features.double(), found.labels, 8)
-    assert (found.shrinkage, found.scale) == (shrinkage, scale)
-    for one, other in zip(found.classes.classifier(0.1), classes.classifier(0.1), strict=True):
+    again = generator(3)
+    torch.randperm(len(images), generator=again)  # for batch norm
+    assert torch.equal(found.labels, images.labels[torch.randperm(len(images), generator=again)])
+    rows, every = found.features.double(), torch.ones(len(images), dtype=torch.bool)
+    ones = torch.ones(8, dtype=torch.float64)
+    choice = choose_classifier(rows, found.labels, 8, ones, every)
+    assert (found.choice.shrinkage, found.choice.scale) == (choice.shrinkage, choice.scale)
+    expected = GaussianClasses.of(rows, found.labels, 8).classifier(0.1)
+    for one, other in zip(found.classes.classifier(0.1), expected, strict=True):
         assert torch.equal(one, other)
 
 
-def test_losses_weigh_images_by_what_they_stand_for():
-    """Each image of a class that is drawn a third of counts as three of it do."""
-    noise = torch.randn(90, 2, generator=generator(1), dtype=torch.float64)
-    labels = torch.arange(90) % 3
-    rows = noise + labels[:, None]
+# -- choosing a classifier by cross-validation -----------------------------------------------------
+
+
+def drawn_rows(count: int, noise: float, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of three classes around 0, 1 and 2 in both directions, and their labels."""
+    labels = torch.arange(count) % 3
+    spread = noise * torch.randn(count, 2, generator=generator(seed), dtype=torch.float64)
+    return spread + labels[:, None], labels
+
+
+ONES = torch.ones(3, dtype=torch.float64)
+
+
+def test_each_part_is_classified_by_what_is_fitted_to_the_others():
+    """The lowest loss over all shrinkages and scales, worked out part by part."""
+    rows, labels = drawn_rows(45, noise=0.5)
     weights = torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64)
-    drawn = Fitted(
-        GaussianClasses.of(rows, labels, 3, weights),
-        1.0,
-        1.0,
-        labels,
-        weights,
-        rows,
-    )
-    assert drawn.classes.counts.tolist() == [30, 90, 30]
-    total = 0.0
-    for part in range(4):
-        held = torch.arange(90) % 4 == part
-        weight, bias = GaussianClasses.of(rows[~held], labels[~held], 3, weights).classifier(1.0)
-        chances = (rows[held] @ weight.T + bias).softmax(1)[torch.arange(int(held.sum())), labels[held]]
-        total -= float((weights[labels[held]] * chances.log()).sum())
-    assert drawn.held_out_loss == pytest.approx(total / 150)
+    choice = choose_classifier(rows, labels, 3, weights, torch.ones(45, dtype=torch.bool))
+    best = math.inf
+    for shrinkage in (0.03, 0.1, 0.3, 0.6, 1.0):
+        for scale in torch.logspace(-4, 0.5, 46, dtype=torch.float64):
+            total = 0.0
+            for part in range(5):
+                out = torch.arange(45) % 5 == part
+                found = GaussianClasses.of(rows[~out], labels[~out], 3, weights)
+                weight, bias = found.classifier(shrinkage)
+                chances = (scale * (rows[out] @ weight.T + bias)).log_softmax(1)
+                own = chances[torch.arange(int(out.sum())), labels[out]]
+                total -= float((weights[labels[out]] * own).sum())
+            best = min(best, total / float(weights[labels].sum()))
+    assert choice.loss == pytest.approx(best)
+
+
+def test_only_the_images_that_are_marked_are_judged():
+    """Those of the others that lie in the wrong class make the classifier worse, and count as no loss."""
+    rows, labels = drawn_rows(60, noise=0.1)
+    judged = torch.arange(60) < 30
+    right = choose_classifier(rows, labels, 3, ONES, judged)
+    wrong = labels.clone()
+    wrong[30:33] = (wrong[30:33] + 1) % 3
+    mostly = choose_classifier(rows, wrong, 3, ONES, judged)
+    assert right.loss < mostly.loss < choose_classifier(rows, wrong, 3, ONES, ~judged).loss
+
+
+def test_features_that_a_network_knows_by_heart_do_not_make_it_sure_of_itself():
+    """Half of the images lie exactly on their class, as after tuning on them; the others do not."""
+    rows, labels = drawn_rows(120, noise=1.0)
+    known = torch.arange(120) < 60
+    rows[known] = labels[known, None].double()
+    honest = choose_classifier(rows, labels, 3, ONES, ~known)
+    fooled = choose_classifier(rows, labels, 3, ONES, known)
+    assert honest.scale < fooled.scale
+    assert fooled.loss < 0.1 < honest.loss
+
+
+def test_a_few_images_that_are_all_right_ask_for_no_certainty_without_limit():
+    """Of nine images the labels are smoothed by an eleventh: what is surer than 31 in 33 costs more."""
+    rows, labels = drawn_rows(9, noise=0.3)
+    choice = choose_classifier(rows, labels, 3, ONES, torch.ones(9, dtype=torch.bool))
+    weight, bias = GaussianClasses.of(rows, labels, 3).classifier(choice.shrinkage)
+    logits = rows @ weight.T + bias
+    assert (logits.argmax(1) == labels).all()
+    assert float((choice.scale * logits).softmax(1).amax(1).mean()) < 0.99
+    certain = (SCALES[-1] * logits).softmax(1).amax(1)
+    assert float(certain.median()) > 0.999
+
+
+def test_one_image_a_class_gives_the_nearest_mean_and_a_cautious_probability():
+    rows = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=torch.float64)
+    labels = torch.arange(3)
+    choice = choose_classifier(rows, labels, 3, ONES, torch.ones(3, dtype=torch.bool))
+    assert choice.shrinkage == 1
+    assert math.isnan(choice.loss)
+    weight, bias = GaussianClasses.of(rows, labels, 3).classifier(1.0)
+    chances = (choice.scale * (rows @ weight.T + bias)).softmax(1)
+    assert chances.argmax(1).tolist() == [0, 1, 2]
+    assert 0.4 < float(chances.diagonal().mean()) < 0.9
+
+
+def test_held_out_images_compare_networks_and_are_fitted_to_all_the_same(ours):
+    task = task_of(ours.backbone, per_class=30)
+    held = held_out(task.train.labels, generator())
+    network = network_of(ours)
+    found = examine(network, task.train, 3, generator(), 2048, held=held, tuned=True)
+    assert int(found.held.sum()) == int(held.sum()) == 9
+    assert found.classes.counts.tolist() == [30, 30, 30]
+    rows = found.features.double()
+    choice = choose_classifier(rows, found.labels, 3, found.weights, found.held)
+    assert (found.choice, found.loss) == (choice, choice.loss)
+    untuned = examine(network_of(ours), task.train, 3, generator(), 2048, held=held)
+    assert untuned.loss == choice.loss  # compared in the same way
+    every = torch.ones_like(held)
+    assert untuned.choice == choose_classifier(rows, found.labels, 3, found.weights, every)
+
+
+def test_a_network_whose_features_are_not_finite_is_refused(ours):
+    network = network_of(ours)
+    with torch.no_grad():
+        next(network.parameters()).fill_(math.inf)
+    with pytest.raises(Diverged, match="features are not finite"):
+        examine(network, task_of(ours.backbone).train, 3, generator(), 2048)
 
 
 def test_tuning_starts_from_class_means_whatever_was_fitted(ours):

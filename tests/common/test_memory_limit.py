@@ -106,7 +106,7 @@ def test_an_adaptation_stays_below_its_limit_where_it_would_not_by_itself():
     """In a process of its own, by its real peak."""
     told = {}
     for how in ("free", "limited"):
-        words = [sys.executable, "-c", ADAPT, str(70 * MEGABYTE), how]
+        words = [sys.executable, "-c", ADAPT, str(75 * MEGABYTE), how]
         done = subprocess.run(
             words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
         )

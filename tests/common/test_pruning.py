@@ -6,8 +6,9 @@ from toys import Example, example, random_mask, structure_of, task_of
 from common.errors import InputError
 from common.fine_tune import FineTuneSettings
 from common.mask import Mask
-from common.pruning import Pruned, PruningSettings, prune_iteratively
+from common.pruning import Pruned, PruningSettings, Stage, stages_of
 from common.subnetwork import SubNetwork
+from common.tuning import Tuning
 
 SETTINGS = FineTuneSettings(iterations=10, batch_size=8, learning_rate=0.01)
 
@@ -19,17 +20,20 @@ def ours() -> Example:
 
 def prune(ours: Example, target, *, seed: int = 0, start: Mask | None = None, **options) -> Pruned:
     mask = Mask.full(ours.structure) if start is None else start
-    return prune_iteratively(
+    settings = options.pop("settings", SETTINGS)
+    pruning = options.pop("pruning", PruningSettings(rounds=2))
+    tuning = Tuning(
         SubNetwork.of(ours.backbone, ours.weights, mask).network(3),
         ours.backbone,
         mask,
-        target,
         task_of(ours.backbone, per_class=6).train,
-        options.pop("settings", SETTINGS),
-        options.pop("pruning", PruningSettings(rounds=2)),
+        settings,
         torch.Generator().manual_seed(seed),
-        **options,
+        stages_of(settings, mask, target, pruning),
     )
+    look = options.pop("after_iteration", None)
+    scores = tuning.run(after_iteration=None if look is None else lambda done: look(done, tuning.network))
+    return Pruned(tuning.network, tuning.mask, scores)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,22 @@ def test_the_caller_keeps_its_weights(ours, tenth):
     before = {name: tensor.clone() for name, tensor in ours.weights.items()}
     prune(ours, tenth)
     assert all(torch.equal(before[name], tensor) for name, tensor in ours.weights.items())
+
+
+def test_the_stages_of_ten_iterations_in_two_rounds_by_hand(ours, tenth):
+    """Six of the ten prune, in rounds of three; the other four settle what is left."""
+    mask = Mask.full(ours.structure)
+    halfway = tuple(
+        max(t, round(n * (t / n) ** 0.5)) for n, t in zip(ours.structure.sizes, tenth, strict=True)
+    )
+    assert stages_of(SETTINGS, mask, tenth, PruningSettings(rounds=2)) == [
+        Stage(3, 1.0, halfway),
+        Stage(3, 1.0, tuple(tenth)),
+        Stage(4, SETTINGS.final_rate),
+    ]
+    whole = [Stage(10, SETTINGS.final_rate)]
+    assert stages_of(SETTINGS, mask) == whole
+    assert stages_of(SETTINGS, mask, mask.counts, PruningSettings()) == whole
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"settle": 1.0}, {"settle": -0.1}])

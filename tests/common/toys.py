@@ -266,13 +266,15 @@ def random_mask(structure: Structure, keep: float, seed: int = 0, kinds: Sequenc
     return Mask.of(structure, rows)
 
 
-def images_of(backbone: Backbone, per_class: int, classes: int = 3, seed: int = 0) -> PixelImages:
+def images_of(
+    backbone: Backbone, per_class: int, classes: int = 3, seed: int = 0, noise: float = 30
+) -> PixelImages:
     """Noise around one random picture per class, the same pictures for every seed."""
     pictures = np.random.default_rng(99).integers(40, 216, (classes, *backbone.input_size))
     generator = np.random.default_rng(seed)
     labels = np.tile(np.arange(classes), per_class)
-    noise = generator.normal(0, 30, (len(labels), *backbone.input_size))
-    pixels = np.clip(pictures[labels] + noise, 0, 255).astype(np.uint8)
+    added = generator.normal(0, noise, (len(labels), *backbone.input_size))
+    pixels = np.clip(pictures[labels] + added, 0, 255).astype(np.uint8)
     return PixelImages(torch.from_numpy(pixels), torch.from_numpy(labels), backbone)
 
 

@@ -1,0 +1,79 @@
+"""Best network: the tensors of the network that held-out images prefer so far."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.backbone import Backbone
+from common.mask import Mask, Scores
+from common.rebuild import rebuild
+
+PREFIX, KEPT, SCORES = "best.", "best-kept", "best-scores"
+"""Names of the tensors in `BestNetwork.stored`: a prefix, and two of their own."""
+
+
+@dataclass
+class BestNetwork:
+    """The best network so far: after how many iterations, its loss on held-out images, its units.
+
+    `scores` is how its units rank, None where no iteration ranked them. Of two networks of one size the
+    one of the lower loss is better; of equal ones, and where a loss is NaN, the later one.
+    """
+
+    mask: Mask
+    iterations: int = 0
+    loss: float = math.inf
+    scores: Scores | None = None
+    _tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(
+        self, network: nn.Module, mask: Mask, scores: Scores | None, iterations: int, loss: float
+    ) -> None:
+        """Copy the network's tensors if it is better, or of another size than the best one so far."""
+        if mask.counts == self.mask.counts and loss > self.loss:
+            return
+        self.mask, self.scores, self.iterations, self.loss = mask, scores, iterations, loss
+        for name, tensor in network.state_dict().items():
+            place = self._tensors.get(name)
+            if place is None or place.shape != tensor.shape:
+                self._tensors[name] = tensor.clone()
+            else:
+                place.copy_(tensor)
+
+    def network(self, backbone: Backbone) -> nn.Module:
+        """The network, in evaluation mode. It holds the tensors themselves."""
+        return rebuild(backbone, self._tensors, mask=self.mask)
+
+    def stored(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What has to be kept of it: tensors, which are not copied, and words."""
+        tensors = {f"{PREFIX}{name}": tensor for name, tensor in self._tensors.items()}
+        tensors[KEPT] = torch.from_numpy(self.mask.kept.copy())
+        if self.scores is not None:
+            rows = [self.scores[name] for name in self.mask]
+            tensors[SCORES] = torch.from_numpy(np.concatenate([np.empty(0), *rows]))
+        return tensors, {"best": json.dumps({"iterations": self.iterations, "loss": self.loss})}
+
+    def go_on(self, tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> None:
+        """Become what `stored` gave. KeyError, ValueError or an InputError for anything else."""
+        told = json.loads(words["best"])
+        self.iterations, self.loss = int(told["iterations"]), float(told["loss"])
+        structure = self.mask.structure
+        self.mask = Mask(structure, tensors[KEPT].numpy())
+        self._tensors = {
+            name.removeprefix(PREFIX): tensor.clone()
+            for name, tensor in tensors.items()
+            if name.startswith(PREFIX)
+        }
+        if SCORES in tensors:
+            rows, starts = tensors[SCORES].numpy(), structure.starts
+            self.scores = {
+                group.name: rows[starts[group.name] : starts[group.name] + group.units].copy()
+                for group in structure.groups
+            }
