@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import read_whole
+from common.model_names import timm_name
 from common.structure import Kind, Structure
 from common.structure.discovery import discover
 from common.tensor_file import read_tensors
@@ -91,13 +91,7 @@ class Backbone:
         Raises UnsupportedModel for a name timm does not know (with near ones), for arguments that
         the model refuses, and for models whose classifier is not linear.
         """
-        known = model.split(".")[0]
-        if not timm.is_model(known):
-            near = difflib.get_close_matches(known, timm.list_models(), n=3, cutoff=0.5)
-            raise UnsupportedModel(
-                f"timm {timm.__version__} has no model {model!r}; "
-                + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
-            )
+        model = timm_name(model)
         arguments = dict(arguments or {})
         if "img_size" in arguments:
             own = arguments.pop("img_size")

@@ -72,9 +72,9 @@ def create(
         )
     with founded:
         offer = founded.offer
-        probe = offer.probe.subnetwork
+        structure, probe = offer.structure, offer.probe.subnetwork
         click.echo(
-            f"{library}: {model}, {offer.structure.units:,} units, {len(offer.structure.groups)} groups; "
+            f"{library}: {backbone.model}, {structure.units:,} units, {len(structure.groups)} groups; "
             f"probe of {probe.parameters:,} parameters"
         )
 

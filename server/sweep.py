@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import timm
 
 from common.errors import InputError, UnsupportedModel
+from common.model_names import did_you_mean, timm_name, without_hub
 
 Status = Literal["inspected", "unsupported", "over the limit", "crashed"]
 REFUSED = (2, 3)
@@ -80,13 +80,12 @@ def models_matching(patterns: Sequence[str]) -> list[str]:
     for pattern in (part.strip() for words in patterns for part in words.split(",")):
         if not pattern:
             continue
-        matching = [pattern] if timm.is_model(pattern) else timm.list_models(pattern)
+        is_name = not set(pattern) & set("*?[")
+        matching = [timm_name(pattern)] if is_name else timm.list_models(without_hub(pattern))
         if not matching:
-            name = pattern.replace("*", "").replace("?", "").split(".")[0]
-            near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
             raise UnsupportedModel(
                 f"no model of timm {timm.__version__} matches {pattern!r}; "
-                + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+                + did_you_mean(without_hub(pattern).replace("*", "").replace("?", ""))
             )
         models.update(dict.fromkeys(matching))
     if not models:

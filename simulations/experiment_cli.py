@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from common.backbone import classes_of
 from common.command_line import settings_option, show, show_json
 from common.errors import InputError
+from common.model_names import timm_name
 from server.model_options import DEVICE, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
@@ -96,6 +97,9 @@ def experiment(
         )
     given = _given(context)
     chosen = _only(_chosen(names), [line.strip() for line in only.split(",")]) if only else _chosen(names)
+    # By one name each, whatever way it was written: a run of two names would be two runs.
+    model = None if model is None else timm_name(model)
+    small_model = None if small_model is None else timm_name(small_model)
     if model is not None:
         if data is None:
             raise InputError("a run begins with a backbone and with data; give --data too")

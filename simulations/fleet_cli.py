@@ -184,7 +184,7 @@ def fleet(
         seeds = draw_tasks(len(pool.names), library_tasks, ways, drawn, "library")
         new = draw_tasks(len(pool.names), devices, ways, drawn, "device")
         record = _run_fleet(
-            f"{model} on {data.name}",
+            f"{backbone.model} on {data.name}",
             directory,
             checkpoint,
             [(pool, choice) for choice in seeds],

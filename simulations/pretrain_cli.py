@@ -83,7 +83,7 @@ def pretrain_command(
         write_whole(out, save(weights))
         right = accuracy(rebuild(backbone, weights).to(device), task.evaluation)
     record = {
-        "backbone": model, "classes": len(task.classes), "images": len(task.train),
+        "backbone": backbone.model, "classes": len(task.classes), "images": len(task.train),
         "accuracy": right, "evaluation_images": len(task.evaluation), "teacher": teacher,
         "settings": asdict(recipe), "checkpoint": str(out),
     }  # fmt: skip
@@ -91,7 +91,7 @@ def pretrain_command(
         show_json(record)
     else:
         click.echo(
-            f"{out}: {model} of {len(task.classes)} classes, {right:.1%} right of "
+            f"{out}: {backbone.model} of {len(task.classes)} classes, {right:.1%} right of "
             f"{len(task.evaluation):,} images that it was not trained on"
         )
 

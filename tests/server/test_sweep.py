@@ -44,14 +44,17 @@ def test_patterns_name_models_once_in_their_order():
     models = models_matching(["test_vit,test_resnet", "test_vi?"])
     assert models == ["test_vit", "test_resnet"]
     assert {"resnet18", "resnet50"} <= set(models_matching(["resnet*"]))
-    assert models_matching(["resnet18.a1_in1k"]) == ["resnet18.a1_in1k"]
+    assert models_matching(["resnet18.a1_in1k", "timm/resnet18.a1_in1k"]) == ["resnet18.a1_in1k"]
+    assert models_matching(["hf-hub:timm/test_vi?"]) == ["test_vit"]
 
 
 @pytest.mark.parametrize(
     ("patterns", "told"),
     [
         (["test_vit", "resent18*"], r"matches 'resent18\*'; did you mean .*resnet18"),
-        (["q"], r"matches 'q'; see timm\.list_models"),
+        (["0*"], r"matches '0\*'; see timm\.list_models"),
+        (["q"], r"no model 'q'; see timm\.list_models"),
+        (["resnet18.a1"], r"no model 'resnet18\.a1'.*did you mean .*resnet18\.a1_in1k"),
         ([" , "], "no pattern was given"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from common.errors import InputError, TaskDataError
+from common.errors import InputError, TaskDataError, UnsupportedModel
 from simulations.experiment_cli import BEGINS, LARGE, experiment
 from simulations.experiments import EXPERIMENTS
 from simulations.run_directory import RunDirectory, RunSettings
@@ -92,6 +92,24 @@ def test_what_is_given_beside_large_counts(tmp_path):
     assert settings.seeds == 2
     assert settings.library_tasks == LARGE["library_tasks"]
     assert settings.tasks_a_seed == LARGE["tasks_a_seed"]
+
+
+def test_a_run_is_the_same_by_every_name_of_its_models(tmp_path):
+    for hub in ("timm/", "", "hf-hub:timm/"):
+        words = f"--backbone {hub}test_resnet --small {hub}test_vit --data nowhere --num-classes 5"
+        result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
+        assert isinstance(result.exception, TaskDataError)  # not: a run of other settings
+    settings = RunDirectory(tmp_path / "run").settings
+    assert (settings.model, settings.small_model) == ("test_resnet", "test_vit")
+
+
+def test_a_run_of_a_misspelt_model_does_not_begin(tmp_path):
+    for words in ("--backbone test_rsnet", "--backbone test_resnet --small test_rsnet"):
+        words += " --data nowhere --num-classes 5"
+        result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
+        assert isinstance(result.exception, UnsupportedModel)
+        assert "no model 'test_rsnet'; did you mean test_resnet" in str(result.exception)
+        assert not (tmp_path / "run").exists()
 
 
 def test_ways_that_a_run_cannot_go_are_told_once_with_the_reason(path):
