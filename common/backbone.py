@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from common.checkpoint import class_count, fit, read_checkpoint
 from common.errors import InputError, UnsupportedModel, WeightsError
-from common.files import read_whole
 from common.model_names import timm_name
 from common.structure import Kind, Structure
 from common.structure.discovery import discover
-from common.tensor_file import read_tensors
 
 LOADING_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -224,39 +223,8 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def read_weights(path: Path, backbone: Backbone) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, float32, checked against the backbone's shapes.
-
-    They are in memory: what happens to the file later changes nothing. Raises WeightsError naming
-    the file and every tensor that is missing, unknown, of another shape, or not finite. Pickled
-    checkpoints are refused: they run code.
-    """
-    wanted = {name: tuple(t.shape) for name, t in backbone.skeleton().state_dict().items()}
-    if not Path(path).exists():
-        raise WeightsError(f"there is no file {path}; give a safetensors checkpoint")
-    try:
-        weights, _ = read_tensors(read_whole(path))
-    except InputError as error:
-        raise WeightsError(
-            f"{path} is not a readable safetensors file ({error}); pickled checkpoints are refused, "
-            "convert them with safetensors.torch.save_file"
-        ) from error
-    problems = [f"{name} is missing" for name in wanted if name not in weights]
-    for name, tensor in weights.items():
-        if name not in wanted:
-            problems.append(f"{name} is not in the model")
-        elif tuple(tensor.shape) != wanted[name]:
-            problems.append(f"{name} is {tuple(tensor.shape)}, not {wanted[name]}")
-        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            problems.append(f"{name} holds NaN or infinity")
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise WeightsError(
-            f"{path} does not fit {backbone.model} with {backbone.num_classes} classes: {shown}. "
-            "Give the checkpoint of this model, or name the model of this checkpoint"
-        )
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-    }
+    """The tensors of a safetensors file as the backbone's weights, float32. Errors as of `fit`."""
+    return fit(read_checkpoint(path), backbone, path)
 
 
 def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
@@ -298,16 +266,23 @@ def _published_classes(backbone: Backbone) -> int:
     return network.pretrained_cfg["num_classes"]
 
 
-def classes_of(checkpoint: Path | None, model: str) -> int | None:
-    """How many classes a checkpoint of a timm model has, by its classifier; None where it has none."""
+def classes_of(checkpoint: Path | None, model: str, asked: int | None = None) -> int | None:
+    """How many classes a backbone has by its checkpoint, else how many are asked for; None by neither.
+
+    WeightsError where both say something else.
+    """
     if checkpoint is None:
-        return None
-    name = f"{Backbone.from_timm(model).classifier}.weight"
+        return asked
     try:
-        weights, _ = read_tensors(read_whole(checkpoint))
-        return weights[name].shape[0]
-    except (InputError, LookupError):
-        return None  # reading the weights says what is wrong with the file
+        found = class_count(read_checkpoint(checkpoint), Backbone.from_timm(model).classifier)
+    except WeightsError:
+        return asked  # reading the weights says what is wrong with the file
+    if found is not None and asked not in (None, found):
+        raise WeightsError(
+            f"--num-classes is {asked:,}, and {checkpoint} has {found:,} classes; leave --num-classes "
+            f"out, or give a checkpoint of {asked:,} classes"
+        )
+    return asked if found is None else found
 
 
 def backbone_weights(backbone: Backbone, checkpoint: Path | None) -> dict[str, Tensor]:
