@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from common.backbone import Backbone, backbone_weights
+from common.backbone import Backbone, backbone_weights, classes_of
 from common.command_line import progress, settings_option
 from common.errors import TaskDataError
 from common.fine_tune import FineTuneSettings
@@ -54,9 +54,8 @@ def create(
 
     Example: maskvote-server create birds.db --model resnet18 --images tasks/birds
     """
-    backbone = Backbone.from_timm(
-        model, num_classes=num_classes, image_size=image_size, arguments=arguments
-    )
+    classes = classes_of(checkpoint, model, num_classes)
+    backbone = Backbone.from_timm(model, num_classes=classes, image_size=image_size, arguments=arguments)
     kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
     weights, own_images = backbone_weights(backbone, checkpoint), load_folder(images, backbone).train
     with proof_progress() as watch:

@@ -26,7 +26,7 @@ def model_options(command: Callable) -> Callable:
         ),
         click.option("--image-size", type=int, help="Pixels a side; default: the model's own."),
         click.option(
-            "--num-classes", type=int, help="Classes of the checkpoint; default: the model's own."
+            "--num-classes", type=int, help="Default: those of the checkpoint, else the model's own."
         ),
     ):
         command = option(command)

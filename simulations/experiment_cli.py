@@ -108,7 +108,7 @@ def experiment(
             data=data,
             public=public,
             checkpoint=checkpoint,
-            num_classes=num_classes or classes_of(Path(checkpoint) if checkpoint else None, model),
+            num_classes=classes_of(Path(checkpoint) if checkpoint else None, model, num_classes),
             image_size=image_size,
             arguments=dict(arguments),
             library_tasks=library_tasks,

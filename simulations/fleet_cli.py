@@ -14,7 +14,7 @@ import click
 import numpy as np
 from safetensors.torch import save
 
-from common.backbone import Backbone, classes_of, pretrained_weights, read_weights
+from common.backbone import Backbone, backbone_weights, classes_of, read_weights
 from common.command_line import settings_option, show_json
 from common.errors import InputError
 from common.exchange import METHODS, Method
@@ -98,7 +98,7 @@ def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool)
     type=click.Path(path_type=Path),
     help="Safetensors file of its weights; without it, those that timm publishes.",
 )
-@click.option("--num-classes", type=int, help="Classes of the checkpoint; default: as it says itself.")
+@click.option("--num-classes", type=int, help="Default: those of the checkpoint, else the model's own.")
 @click.option("--image-size", type=int, help="Pixels a side; default: the model's own.")
 @click.option(
     "--data",
@@ -171,13 +171,13 @@ def fleet(
         seed=seed,
     )
     backbone = Backbone.from_timm(
-        model, num_classes=num_classes or classes_of(checkpoint, model), image_size=image_size
+        model, num_classes=classes_of(checkpoint, model, num_classes), image_size=image_size
     )
+    weights = backbone_weights(backbone, checkpoint)
     directory = _new_directory(out, "fleet")
     if checkpoint is None:
         checkpoint = directory / "backbone.safetensors"
-        write_whole(checkpoint, save(pretrained_weights(backbone)))
-    read_weights(checkpoint, backbone)
+        write_whole(checkpoint, save(weights))
     with stages(as_json) as watch:
         pool = read_pool(data, backbone, lambda done, n: watch("reading photographs", done, n))
         drawn = np.random.default_rng(seed)

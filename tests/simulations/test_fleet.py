@@ -178,6 +178,12 @@ def test_a_fleet_on_photographs_runs_from_the_command_line(pool, tmp_path):
         "--data photographs --library-tasks 2 --devices 2 --ways 3 --keep-ratio 0.4 --iterations 2 "
         "--seeding-iterations 3 --alternatives L1 --json"
     )
+    whole_paths = [str(path) if (path := tmp_path / word).exists() else word for word in words.split()]
+    out = tmp_path / "refused"
+    wrong = CliRunner().invoke(cli, [*whole_paths, "--num-classes", "5", "--out", str(out)])
+    assert "--num-classes is 5, and " in str(wrong.exception)
+    assert "backbone.safetensors has 7 classes" in str(wrong.exception)
+    assert not out.exists()
     result = subprocess.run(
         [sys.executable, "-m", "simulations", *words.split()],
         cwd=tmp_path,

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from random_weights import random_weights
+from safetensors.torch import save_file
 
+from common.backbone import Backbone
 from common.errors import InputError, TaskDataError, UnsupportedModel
 from simulations.experiment_cli import BEGINS, LARGE, experiment
 from simulations.experiments import EXPERIMENTS
@@ -101,6 +104,21 @@ def test_a_run_is_the_same_by_every_name_of_its_models(tmp_path):
         assert isinstance(result.exception, TaskDataError)  # not: a run of other settings
     settings = RunDirectory(tmp_path / "run").settings
     assert (settings.model, settings.small_model) == ("test_resnet", "test_vit")
+
+
+def test_a_run_has_the_classes_of_its_checkpoint(tmp_path):
+    checkpoint = tmp_path / "backbone.safetensors"
+    weights = random_weights(Backbone.from_timm("test_resnet", num_classes=7))
+    save_file({f"module.{name}": tensor for name, tensor in weights.items()}, checkpoint)
+    words = f"criteria --run {tmp_path / 'run'} --backbone test_resnet --checkpoint {checkpoint}"
+    words += " --data nowhere"
+    wrong = told(*words.split(), "--num-classes", "5")
+    assert isinstance(wrong.exception, InputError)
+    assert "--num-classes is 5, and " in str(wrong.exception)
+    assert not (tmp_path / "run").exists()
+    for same in ("", "--num-classes 7"):
+        assert isinstance(told(*words.split(), *same.split()).exception, TaskDataError)
+    assert RunDirectory(tmp_path / "run").backbone.num_classes == 7
 
 
 def test_a_run_of_a_misspelt_model_does_not_begin(tmp_path):
