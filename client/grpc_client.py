@@ -14,7 +14,6 @@ from grpc import StatusCode
 
 from client.adapt import check_timm
 from client.download import DamagedDownload, Download
-from client.handshake import fault_of_handshake
 from client.patience import DEFAULT_SECONDS, Patience, Tell
 from common.errors import MaskvoteError, MismatchError, UnavailableError
 from common.exchange import Assignment, Contribution, Offer, Receipt, TaskDescription, Terms
@@ -32,6 +31,7 @@ from common.grpc_codec import (
     encode_fetch_subnetwork,
     full_name,
 )
+from common.handshake import fault_of_handshake
 from common.proto_codec import (
     decode_assignment,
     decode_offer,
@@ -259,7 +259,7 @@ class RemoteCoordinator:
         if status is StatusCode.CANCELLED:
             return UnavailableError(f"{address} sent nothing for {self._stalled_seconds:g} seconds")
         if status is StatusCode.UNAVAILABLE and not own:
-            fault = fault_of_handshake(self._connection)
+            fault = fault_of_handshake(self._connection, error.details() or "")
             if isinstance(fault, UnavailableError):
                 return fault
             if fault is not None:

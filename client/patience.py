@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 
+from common.durations import in_words
 from common.errors import InputError, MaskvoteError, UnavailableError
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 30.0
@@ -62,12 +63,3 @@ class Patience:
         if self._seconds == 0:
             return error
         return type(error)(f"{error}; tried for {in_words(seconds)}, so try again later: nothing is lost")
-
-
-def in_words(seconds: float) -> str:
-    """A duration in its largest unit, rounded down: 90 -> 1 minute."""
-    for unit, length in (("year", 31_557_600), ("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'' if count == 1 else 's'}"
-    return f"{seconds:.0f} seconds"

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from common.files import read_whole
+from common.bearer_token import read_token, token_in
 from common.grpc_channel import Connection
+from common.pem_files import read_authorities, read_certificate, read_key
 
 TOKEN_VARIABLE = "MASKVOTE_TOKEN"
 PATH = click.Path(path_type=Path)
@@ -44,7 +45,14 @@ def connection_options(command: Callable) -> Callable:
         **options: Any,
     ) -> Any:
         def connect(address: str) -> Connection:
-            return Connection(address, _token(token_file), ca, certificate, key, insecure)
+            return Connection(
+                address,
+                _token(token_file),
+                None if ca is None else read_authorities(ca),
+                None if certificate is None else read_certificate(certificate),
+                None if key is None else read_key(key),
+                insecure,
+            )
 
         return command(*arguments, connect=connect, **options)
 
@@ -52,6 +60,7 @@ def connection_options(command: Callable) -> Callable:
 
 
 def _token(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get(TOKEN_VARIABLE)
-    return bytes(read_whole(file)).decode(errors="replace").strip()
+    if file is not None:
+        return read_token(file)
+    given = os.environ.get(TOKEN_VARIABLE)
+    return token_in(given, TOKEN_VARIABLE) if given else None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
-import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 
 import grpc
 from grpc import StatusCode
 
+from common.address import Address
+from common.bearer_token import check_token
 from common.errors import InputError, MaskvoteError, MismatchError, UnavailableError
 from common.grpc_codec import AUTHORIZATION, BEARER, ERROR_KIND, RETRY, error_of
+from common.pem_files import check_pair, system_authorities
 from common.proto_codec import MAX_MESSAGE_BYTES
 
-TOKEN = re.compile(r"[!-~]{1,200}")
 MAX_DETAILS_CHARACTERS = 2000
 KEEPALIVE_SECONDS = 30
 """After so long a silence the server is asked whether it is still there."""
@@ -27,52 +25,59 @@ KEEPALIVE_SECONDS = 30
 class Connection:
     """How a server is reached: at HOST:PORT, by which TLS, and with whose token.
 
-    `ca` (PEM) are the authorities that may vouch for the server, those of the system if None;
-    `certificate` and its `key` (PEM) vouch for who calls. There is no TLS if `insecure`, nor to this
-    machine itself unless one of these files is given. Raises InputError for files that are no use.
+    `ca` are the authorities that may vouch for the server, those of the system if None; `certificate` and
+    its `key` vouch for who calls. All are PEM, as `common.pem_files` reads them. There is no TLS if
+    `insecure`, nor to this machine itself unless one of these is given. Raises InputError for what cannot
+    be used, and where others could read the token. `address` is then written as `Address` writes it.
     """
 
     address: str
     token: str | None = field(default=None, repr=False)
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
+    ca: bytes | None = field(default=None, repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        host_and_port(self.address)
-        if self.token is not None and not TOKEN.fullmatch(self.token):
-            raise InputError(
-                f"the token has {len(self.token)} characters; it has 1 to 200, all of ASCII and none of "
-                "them a space: give it as it was handed out"
-            )
+        object.__setattr__(self, "address", str(Address.read(self.address)))
+        if self.token is not None:
+            check_token(self.token)
         if (self.certificate is None) != (self.key is None):
+            lacking = "certificate" if self.certificate is None else "key"
             raise InputError(
-                f"a certificate ({self.certificate}) and its key ({self.key}) go together; give both"
+                f"a certificate and its key go together, and the {lacking} is missing; give both"
             )
-        if self.insecure and self._files:
+        if self.insecure and self._given:
             raise InputError(
-                f"without TLS there is no use for {', '.join(map(str, self._files))}; leave them out, or "
-                "leave out insecure"
+                f"without TLS there is no use for {', '.join(self._given)}; leave them out, or leave out "
+                "insecure"
             )
-        if self.token is not None and not (self.tls or self._local):
+        if self.token is not None and not (self.tls or self.at.loopback):
             raise InputError(
                 f"without TLS everybody on the way to {self.address} reads the token; leave out insecure "
                 "(or the token)"
             )
+        if self.certificate is not None and self.key is not None:
+            check_pair(self.certificate, self.key, "the certificate and the key")
 
     @property
-    def _files(self) -> list[Path]:
-        return [path for path in (self.ca, self.certificate, self.key) if path is not None]
+    def _given(self) -> list[str]:
+        return [name for name in ("ca", "certificate", "key") if getattr(self, name) is not None]
 
-    @property
-    def _local(self) -> bool:
-        return is_loopback(host_and_port(self.address)[0])
+    @cached_property
+    def at(self) -> Address:
+        """The address by its parts."""
+        return Address.read(self.address)
 
     @property
     def tls(self) -> bool:
         """Whether TLS is spoken."""
-        return not self.insecure and (bool(self._files) or not self._local)
+        return not self.insecure and (bool(self._given) or not self.at.loopback)
+
+    @cached_property
+    def authorities(self) -> bytes:
+        """Who may vouch for the server, as PEM. InputError if nobody is given and the system has none."""
+        return system_authorities() if self.ca is None else self.ca
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
@@ -80,47 +85,25 @@ class Connection:
         return () if self.token is None else ((AUTHORIZATION, BEARER + self.token),)
 
     def open(self, *options: tuple[str, int]) -> grpc.Channel:
-        """A channel to the server, with further options for gRPC; nothing is sent before a call."""
+        """A channel to the server, with further options for gRPC; nothing is sent before a call.
+
+        InputError where TLS is to be spoken, and nobody can vouch for the server.
+        """
         every = (
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             # Bit 0 is no compression: four compressed megabytes would be gigabytes before any limit.
             ("grpc.compression_enabled_algorithms_bitset", 1),
             ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
-            ("grpc.enable_http_proxy", 0 if self._local else 1),
+            ("grpc.enable_http_proxy", 0 if self.at.loopback else 1),
         )
         if not self.tls:
-            return grpc.insecure_channel(self.address, (*every, *options))
-        return grpc.secure_channel(self.address, self._credentials(), (*every, *options))
-
-    def _credentials(self) -> grpc.ChannelCredentials:
+            # A token goes to what is dialled: for loopback, no name is looked up.
+            target = self.at.loopback_target if self.at.loopback else self.at.target
+            return grpc.insecure_channel(target, (*every, *options))
         # Left to itself, gRPC trusts a list of its own.
-        ca = self.ca or ssl.get_default_verify_paths().cafile
-        try:
-            # gRPC tells a file that is no use only as a server that cannot be reached.
-            context = ssl.create_default_context(cafile=ca)
-            if self.certificate is not None:
-                # A key with a password would be asked for it on the terminal.
-                context.load_cert_chain(self.certificate, self.key, password="")
-            parts = [
-                None if path is None else Path(path).read_bytes()
-                for path in (ca, self.key, self.certificate)
-            ]
-        except OSError as error:  # an SSLError is one too
-            raise InputError(
-                f"TLS cannot use {', '.join(map(str, self._files))} ({error}); give PEM files, the key "
-                "without a password"
-            ) from error
-        return grpc.ssl_channel_credentials(*parts)
-
-
-@contextmanager
-def refusals_raised(address: str) -> Iterator[None]:
-    """Turn a call that fails into the error that the server at this address tells of."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise refusal_of(error, address) from error
+        credentials = grpc.ssl_channel_credentials(self.authorities, self.key, self.certificate)
+        return grpc.secure_channel(self.at.target, credentials, (*every, *options))
 
 
 def refusal_of(error: grpc.RpcError, address: str) -> MaskvoteError:
@@ -142,19 +125,3 @@ def refusal_of(error: grpc.RpcError, address: str) -> MaskvoteError:
         f"{address} does not answer ({status.name}: {told}); check the address, TLS and the network, and "
         "that the server runs"
     )
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT, where an IPv6 host is in brackets. InputError if it is no such address."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"the address is {address!r}; it is HOST:PORT, for example 127.0.0.1:7070")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host's address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

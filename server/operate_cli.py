@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
+from common.address import SCHEME, Address
 from common.command_line import progress
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
@@ -19,13 +20,25 @@ from server.library import Library
 from server.library_backup import back_up
 from server.remote_library import RemoteLibrary
 
-REMOTE = "grpc://"
 OPERATOR = "operator"
 """Who removes and restores in the library's file; on a server it is the name of a token."""
 
 
+def _is_remote(library: str) -> bool:
+    """Whether LIBRARY is a server's address, not a file. InputError if it is one as others have it."""
+    if "://" in library:
+        Address.read(library)
+        return True
+    address = None
+    with suppress(InputError):
+        address = Address.read(library)
+    if address is not None and not Path(library).exists():
+        raise InputError(f"there is no file {library}; for the server there, write {SCHEME}{address}")
+    return False
+
+
 def _in_its_file(context: click.Context, parameter: click.Parameter, library: str) -> Path:
-    if library.startswith(REMOTE):
+    if "://" in library:
         raise InputError(f"{library} is no file, and this needs one; run this where its library is")
     return Path(library)
 
@@ -46,8 +59,8 @@ def on_library(command: Callable) -> Callable:
 @contextmanager
 def opened(library: str, connect: Connect) -> Iterator[Operations]:
     """What LIBRARY names."""
-    if library.startswith(REMOTE):
-        with RemoteLibrary(connect(library.removeprefix(REMOTE))) as remote:
+    if _is_remote(library):
+        with RemoteLibrary(connect(library)) as remote:
             yield remote
     else:
         with Library.open(library) as local:

@@ -7,8 +7,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
 
-from common.grpc_channel import Connection, refusals_raised
+from common.grpc_channel import Connection
 from common.grpc_codec import full_name
+from common.handshake import refusals_raised
 from common.structure import Structure
 from server.entries import Entry, EntryFacts, Removal, Statistics
 from server.operator_codec import (
@@ -97,7 +98,7 @@ class RemoteLibrary:
             except Exception as fault:
                 faults.append(fault)
 
-        with refusals_raised(self._connection.address):
+        with refusals_raised(self._connection):
             call = self._channel.stream_unary(_path("ImportEntries"))
             answer = call(messages(), metadata=self._connection.metadata)
         if faults:
@@ -112,14 +113,14 @@ class RemoteLibrary:
         return decode_entry(self._ask("ShowEntry", encode_show(entry)), self.structure)
 
     def _ask(self, method: str, message: bytes) -> bytes:
-        with refusals_raised(self._connection.address):
+        with refusals_raised(self._connection):
             call = self._channel.unary_unary(_path(method))
             return call(message, timeout=ANSWER_SECONDS, metadata=self._connection.metadata)
 
     def _stream(self, method: str, decode: Callable[[bytes], Decoded]) -> Iterator[Decoded]:
         call = self._channel.unary_stream(_path(method))(b"", metadata=self._connection.metadata)
         try:
-            with refusals_raised(self._connection.address):
+            with refusals_raised(self._connection):
                 for message in call:
                     yield decode(message)
         finally:

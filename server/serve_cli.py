@@ -6,11 +6,13 @@ import asyncio
 import logging
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import structlog
 
+from common.address import Address
 from common.backbone import backbone_weights
 from common.command_line import settings_option
 from common.errors import InputError
@@ -107,8 +109,8 @@ async def _until_told_to_stop(library: Library, weights: dict, settings: ServeSe
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     async with serving(library, weights, settings) as port:
-        host = settings.address.rpartition(":")[0]
-        click.echo(f"{library.path} is served at {host}:{port}", err=True)
+        listening = replace(Address.read(settings.address, listening=True), port=port)
+        click.echo(f"{library.path} is served at {listening}", err=True)
         await told.wait()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -18,11 +17,12 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from common.address import LOOPBACK, Address
 from common.backbone import Weights
 from common.errors import InputError
 from common.exchange import Limits
-from common.grpc_channel import host_and_port, is_loopback
 from common.grpc_codec import DEVICES
+from common.pem_files import check_pair, read_authorities, read_certificate, read_key
 from common.proto_codec import MAX_MESSAGE_BYTES
 from server.access import Access
 from server.coordinator import Coordinator, VotingSettings
@@ -66,15 +66,13 @@ class Tls:
 
     def credentials(self) -> grpc.ServerCredentials:
         """What the server listens with. InputError unless the files are of use."""
-        self._check()
-        stamp = self._stamp()
+        stamp, configuration = self._stamp(), self._configuration()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             nonlocal stamp
             try:
                 if (changed := self._stamp()) == stamp:
                     return None
-                self._check()
                 stamp, configuration = changed, self._configuration()
             except (OSError, InputError) as error:
                 logger.warning("certificate", error=str(error))
@@ -83,31 +81,19 @@ class Tls:
             return configuration
 
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), renewed, require_client_authentication=self.client_ca is not None
+            configuration, renewed, require_client_authentication=self.client_ca is not None
         )
 
-    def _check(self) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            # A key with a password would be asked for it on the terminal.
-            context.load_cert_chain(self.certificate, self.key, password="")
-            if self.client_ca is not None:
-                context.load_verify_locations(self.client_ca)
-        except OSError as error:  # an SSLError is one too
-            raise InputError(
-                f"TLS cannot use {self.certificate}, {self.key}"
-                f"{'' if self.client_ca is None else f' and {self.client_ca}'} ({error}); give a "
-                "certificate and its own key without a password, as PEM files"
-            ) from error
-
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        roots = None if self.client_ca is None else self.client_ca.read_bytes()
-        pair = (self.key.read_bytes(), self.certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
+        certificate, key = read_certificate(self.certificate), read_key(self.key)
+        check_pair(certificate, key, f"{self.certificate} and {self.key}")
+        roots = None if self.client_ca is None else read_authorities(self.client_ca)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=roots)
 
     def _stamp(self) -> list[tuple[int, int]]:
         files = [self.certificate, self.key, *filter(None, [self.client_ca])]
-        return [(status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in files)]
+        found = (file.stat() for file in files if file.exists())
+        return [(status.st_mtime_ns, status.st_ino) for status in found]
 
 
 @dataclass(frozen=True)
@@ -133,8 +119,10 @@ class ServeSettings:
     heal_seconds: float = healer.SECONDS
 
     def __post_init__(self) -> None:
-        host, _ = host_and_port(self.address)
-        if self.insecure or is_loopback(host):
+        address = Address.read(self.address, listening=True)
+        if self.metrics_address is not None:
+            Address.read(self.metrics_address, listening=True)
+        if self.insecure or address.loopback:
             return
         if self.tls is None:
             raise InputError(
@@ -222,16 +210,37 @@ def _options() -> Sequence[tuple[str, int]]:
 
 
 def _listen(server: grpc.aio.Server, settings: ServeSettings) -> int:
+    """Listen on every IP address of the host, which is resolved here, so that it is what was checked."""
+    address = Address.read(settings.address, listening=True)
+    credentials = None if settings.tls is None else settings.tls.credentials()
+    port = address.port
     try:
-        if settings.tls is None:
-            port = server.add_insecure_port(settings.address)
-        else:
-            port = server.add_secure_port(settings.address, settings.tls.credentials())
+        for place in (str(Address(host, port)) for host in _hosts_of(address)):
+            if credentials is None:
+                port = server.add_insecure_port(place)
+            else:
+                port = server.add_secure_port(place, credentials)
     except RuntimeError as error:
         raise InputError(
             f"{settings.address} cannot be listened on ({error}); give a free port of this machine"
         ) from error
     return port
+
+
+def _hosts_of(address: Address) -> list[str]:
+    """The IP addresses to listen on. A machine without IPv6 has no ::1, and `localhost` all the same."""
+    hosts = address.numeric_hosts()
+    if hosts == [*LOOPBACK] and not _has_ipv6():
+        hosts.remove("::1")
+    return hosts
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def _add_health_and_reflection(server: grpc.aio.Server) -> Health:
@@ -245,9 +254,9 @@ def _add_health_and_reflection(server: grpc.aio.Server) -> Health:
 def _serve_metrics(address: str | None, metrics: Metrics) -> Callable[[], None]:
     if address is None:
         return lambda: None
-    host, port = host_and_port(address)
+    listening = Address.read(address, listening=True)
     try:
-        server, thread = start_http_server(port, host, registry=metrics.registry)
+        server, thread = start_http_server(listening.port, listening.host, registry=metrics.registry)
     except (OSError, socket.gaierror) as error:
         raise InputError(
             f"metrics cannot be served at {address} ({error}); give a free port of this machine"

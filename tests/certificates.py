@@ -22,13 +22,19 @@ class Pair(NamedTuple):
 class Authority:
     """Signs certificates; `ca` is its own, as a PEM file."""
 
-    def __init__(self, directory: Path, name: str = "test authority") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str = "test authority",
+        starts_in: timedelta = timedelta(days=-1),
+        lasts: timedelta = timedelta(days=30),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         constraints = (x509.BasicConstraints(ca=True, path_length=None), True)
-        certificate = self._signed(self._name, self._key.public_key(), constraints)
+        certificate = self._signed(self._name, self._key.public_key(), constraints, starts_in, lasts)
         self.ca = directory / "ca.crt"
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 

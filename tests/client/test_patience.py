@@ -5,7 +5,8 @@ import random
 import pytest
 
 from client import patience
-from client.patience import LONGEST_SECONDS, SHORTEST_SECONDS, Patience, in_words
+from client.patience import LONGEST_SECONDS, SHORTEST_SECONDS, Patience
+from common.durations import in_words
 from common.errors import LibraryError, MaskvoteError, UnavailableError
 
 AWAY = UnavailableError("the server is away")

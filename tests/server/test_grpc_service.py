@@ -1,5 +1,6 @@
 """The gRPC door: who is let in, what is answered, what is refused, and how the server ends."""
 
+import codecs
 import json
 import socket
 import sqlite3
@@ -511,13 +512,33 @@ def test_a_renewed_certificate_is_used_without_a_restart(tmp_path, library, weig
 def test_tls_files_that_are_no_use_are_told_at_the_start(tmp_path, library, weights):
     authority = Authority(tmp_path)
     one, other = authority.certify("one"), authority.certify("other")
-    for tls in (Tls(tmp_path / "none.crt", one.key), Tls(one.certificate, other.key),
-                Tls(one.key, one.key), Tls(*one, client_ca=one.key)):  # fmt: skip
+    for tls, sentence in (
+        (Tls(tmp_path / "none.crt", one.key), r"none\.crt cannot be read"),
+        (Tls(one.certificate, other.key), r"one\.crt and .*other\.key do not go together"),
+        (Tls(one.key, one.certificate), r"one\.key holds no certificate: .* swapped"),
+        (Tls(one.certificate, one.certificate), r"one\.crt holds no private key: .* swapped"),
+        (Tls(*one, client_ca=one.key), r"one\.key holds no certificate"),
+    ):
         with (
-            pytest.raises(InputError, match="give a certificate and its own key"),
+            pytest.raises(InputError, match=sentence),
             running_server(library, weights, with_tokens(tls=tls)),
         ):
             pass
+
+
+def test_tls_files_as_a_windows_editor_saves_them_are_served_with(tmp_path, library, weights):
+    authority = Authority(tmp_path)
+    own, pi = authority.certify("server"), authority.certify("pi-7")
+    roots = authority.ca.read_bytes()
+    for path in (*own, authority.ca):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
+    settings = with_tokens(tls=Tls(*own, client_ca=authority.ca))
+    credentials = grpc.ssl_channel_credentials(roots, pi.key.read_bytes(), pi.certificate.read_bytes())
+    with (
+        running_server(library, weights, settings) as port,
+        grpc.secure_channel(f"localhost:{port}", credentials) as channel,
+    ):
+        assert Device(channel).call("GetOffer")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:7070", "[::]:7070", "192.168.1.2:7070", "example.org:7070"])
@@ -534,8 +555,23 @@ def test_beyond_this_machine_there_is_no_listening_without_tls_unless_told(addre
 
 @pytest.mark.parametrize("address", ["7070", ":7070", "host:", "host:port", "127.0.0.1:99999", ""])
 def test_an_address_is_a_host_and_a_port(address):
-    with pytest.raises(InputError, match="it is HOST:PORT"):
-        ServeSettings(address=address)
+    for setting in ("address", "metrics_address"):
+        with pytest.raises(InputError, match="it is HOST:PORT"):
+            ServeSettings(**{setting: address})
+
+
+@pytest.mark.parametrize("address", ["::1:7070", "unix:///run/birds", "http://127.0.0.1:9464"])
+def test_an_address_that_would_be_another_to_grpc_is_refused(address):
+    for setting in ("address", "metrics_address"):
+        with pytest.raises(InputError, match="the address is"):
+            ServeSettings(**{setting: address})
+
+
+def test_localhost_is_listened_on_as_the_loopback_of_either_kind(library, weights):
+    with running_server(library, weights, with_tokens(address="localhost:0")) as port:
+        for target in (f"ipv4:127.0.0.1:{port}", f"ipv6:[::1]:{port}"):
+            with grpc.insecure_channel(target) as channel:
+                assert Device(channel).refused("GetOffer").code() is StatusCode.UNAUTHENTICATED
 
 
 def test_a_port_that_is_taken_is_told(library, weights):

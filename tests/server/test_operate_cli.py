@@ -356,9 +356,11 @@ def test_who_is_no_operator_is_told_so(command, remote, local, monkeypatch):
     [
         (["grpc://127.0.0.1:1"], 6, "127.0.0.1:1 does not answer"),
         (["grpc://birds.db"], 2, "it is HOST:PORT"),
-        (["grpc://127.0.0.1:1", "--ca", "no.crt"], 2, "TLS cannot use no.crt"),
-        (["grpc://127.0.0.1:1", "--key", "a.key"], 2, "give both"),
-        (["grpc://127.0.0.1:1", "--ca", "ca.crt", "--insecure"], 2, "no use for ca.crt"),
+        (["GRPC://127.0.0.1:1"], 6, "127.0.0.1:1 does not answer"),
+        (["grpc://::1:1"], 2, "an IPv6 address is in brackets"),
+        (["https://127.0.0.1:1"], 2, "write grpc://127.0.0.1:1"),
+        (["127.0.0.1:1"], 2, "for the server there, write grpc://127.0.0.1:1"),
+        (["grpc://127.0.0.1:1", "--ca", "no.crt"], 2, "no.crt cannot be read"),
         (["no.db"], 4, "there is no library no.db"),
     ],
 )
@@ -366,6 +368,19 @@ def test_a_library_that_is_not_there_is_told(command, words, status, says):
     outcome = command("list", *words)
     assert (outcome.status, outcome.printed) == (status, "")
     assert says in outcome.told
+
+
+def test_what_does_not_go_together_is_told_before_anybody_is_called(command, tmp_path):
+    authority = Authority(tmp_path)
+    pair, address = authority.certify("laptop"), "grpc://127.0.0.1:1"
+    for words, sentence in (
+        (["--key", pair.key], "the certificate is missing; give both"),
+        (["--ca", authority.ca, "--insecure"], "without TLS there is no use for ca"),
+        (["--certificate", pair.key, "--key", pair.certificate], "swapped"),
+    ):
+        outcome = command("list", address, *words)
+        assert (outcome.status, outcome.printed) == (2, "")
+        assert sentence in outcome.told
 
 
 def test_an_operator_speaks_tls_and_shows_a_certificate_where_it_is_asked_for(
@@ -383,10 +398,15 @@ def test_an_operator_speaks_tls_and_shows_a_certificate_where_it_is_asked_for(
         trusting = ["--ca", authority.ca]
         certified = ["--certificate", own.certificate, "--key", own.key]
         assert command("list", *words, *trusting, *certified).status == 0
-        for wrong in ([], trusting, ["--ca", own.certificate, *certified], ["--insecure"]):
+        for wrong, status, sentence in (
+            ([], 3, "speaks TLS, and was called without; give the CA"),
+            (["--insecure"], 3, "leave out --insecure"),
+            (["--ca", own.certificate, *certified], 3, "not to be trusted"),
+            (trusting, 6, "hangs up after the handshake; give the certificate"),
+        ):
             refused = command("list", *words, *wrong)
-            assert (refused.status, refused.printed) == (6, "")
-            assert "check the address, TLS and the network" in refused.told
+            assert (refused.status, refused.printed) == (status, "")
+            assert sentence in refused.told
 
 
 def test_an_entry_that_is_damaged_is_told_where_the_file_is(command, local, offer):
