@@ -28,6 +28,13 @@ COMMANDS = {
     "predict": Source("client.predict_cli", "predict",
                       "Tell the class of each image, of files or of folders with all that is below them.",
                       torch=False),
+    "login": Source("client.login_cli", "login",
+                    "Save how a server is reached, once it has let you in; adapt, describe and benchmark "
+                    "then use it.", torch=False),
+    "logout": Source("client.login_cli", "logout",
+                     "Remove what login has saved for a server.", torch=False),
+    "connections": Source("client.login_cli", "connections",
+                          "Show the servers that login has saved, without the tokens.", torch=False),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from client.budget_options import LIMITS, budget_of, budget_options
 from client.latency_table import MeasuredTable, read_latency_table
 from client.patience import DEFAULT_SECONDS
+from common.address import Address
 from common.backbone import Backbone
 from common.budget import Budget
 from common.command_line import settings_option
@@ -37,6 +38,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead 
 OF_BUDGET = (*LIMITS, "method", "epsilon", "delta")
 OF_SERVER = ("patience", "ca", "token_file", "certificate", "key", "insecure")
 """Names of the parameters of `asking`, and of those of `through_server` that are never needed."""
+GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+"""Where a value comes from that somebody chose: on this command line, or by logging in before."""
+OF_FILES = ("offer_file", "assignment_file")
+"""Names of the parameters of a command that takes part by files."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +147,13 @@ def asking(command: Callable) -> Callable:
 def through_server(command: Callable) -> Callable:
     """Give a command the options of a server; it gets them as one: `server`, None without `--server`."""
 
-    @click.option("--server", "address", help="HOST:PORT of a server to take part through.")
+    @click.option("--server", "address", callback=_checked_address, help="HOST:PORT of a server to take "
+                  "part through; without it, the one that you logged in to last.")  # fmt: skip
     @click.option("--state", type=PATH, help="Directory that remembers which steps are done.")
     @settings_option(
         "--patience", default=DEFAULT_SECONDS, help="Seconds to go on trying if it does not answer."
     )
-    @connection_options
+    @connection_options("device")
     @functools.wraps(command)
     def with_server(
         *arguments: Any,
@@ -157,10 +163,28 @@ def through_server(command: Callable) -> Callable:
         connect: Connect,
         **options: Any,
     ) -> Any:
+        if address is None:
+            address = _saved_address(connect)
         server = None if address is None else Server(address, state, patience, connect)
         return command(*arguments, server=server, **options)
 
     return with_server
+
+
+def _checked_address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else str(Address.read(value))
+
+
+def _saved_address(connect: Connect) -> str | None:
+    """The server that was logged in to last; None if there is none, or if one takes part by files."""
+    context = click.get_current_context()
+    if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in OF_FILES):
+        return None
+    if (saved := connect.saved.newest()) is None:
+        return None
+    context.set_parameter_source("address", ParameterSource.DEFAULT_MAP)
+    click.echo(f"through {saved.address}, to which you logged in", err=True)
+    return saved.address
 
 
 @dataclass(frozen=True)
@@ -176,7 +200,7 @@ def check_way(*ways: Way) -> None:
     """Raise InputError unless this command line has the options of one way, and all that it needs."""
     context = click.get_current_context()
     flags = {name: parameter.opts[0] for parameter in context.command.params if (name := parameter.name)}
-    given = [n for n in flags if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    given = [n for n in flags if context.get_parameter_source(n) in GIVEN]
     all_ways = " or ".join(f"{way.name} ({', '.join(flags[n] for n in way.needs)})" for way in ways)
     chosen = {way.name: [n for n in given if n in way.needs + way.takes] for way in ways}
     chosen = {name: parameters for name, parameters in chosen.items() if parameters}

@@ -16,27 +16,28 @@ from common.errors import InputError
 Data = bytes | bytearray | memoryview
 
 
-def write_whole(path: Path, *parts: Data) -> None:
+def write_whole(path: Path, *parts: Data, private: bool = False) -> None:
     """Write a file of these parts so that it is there whole or not at all.
 
-    InputError where it cannot be written.
+    Only this user can read it if it is `private`. InputError where it cannot be written.
     """
-    with writing(path) as file:
+    with writing(path, private=private) as file:
         for part in parts:
             file.write(part)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """A file, open for writing; it is there, whole, once this is left without an error, or not at all.
 
-    InputError where it cannot be written.
+    Only this user can read it if it is `private`. InputError where it cannot be written.
     """
+    mode = 0o600 if private else 0o666
     path = Path(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

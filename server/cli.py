@@ -47,6 +47,13 @@ COMMANDS = {
     "token": Source("server.token_cli", "token",
                     "Let devices and operators in, and out again; a server that runs heeds it at once.",
                     torch=False),
+    "login": Source("server.login_cli", "login",
+                    "Save how SERVER, grpc://HOST:PORT, is reached by you as its operator, once it has "
+                    "let you in.", torch=False),
+    "logout": Source("server.login_cli", "logout",
+                     "Remove what login has saved for SERVER.", torch=False),
+    "connections": Source("server.login_cli", "connections",
+                          "Show the servers that login has saved, without the tokens.", torch=False),
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead 
 
 def on_library(command: Callable) -> Callable:
     """Give a command its LIBRARY, a file or grpc://HOST:PORT, and how to reach the latter."""
-    return click.argument("library")(connection_options(command))
+    return click.argument("library")(connection_options("operator")(command))
 
 
 @contextmanager

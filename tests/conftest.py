@@ -14,6 +14,8 @@ os.environ |= {
 }
 # What tests prove is kept for the tests after them, and never among the user's own.
 os.environ["MASKVOTE_CACHE"] = tempfile.mkdtemp(prefix="maskvote-tests-")
+# Nor does a test use, or change, the connections that the user has saved.
+os.environ["XDG_CONFIG_HOME"] = os.path.join(os.environ["MASKVOTE_CACHE"], "config")
 
 import numpy as np
 import pytest

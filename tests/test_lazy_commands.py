@@ -70,7 +70,12 @@ def test_commands_that_do_not_compute_are_known():
     operations = {
         "list", "show", "remove", "restore", "backup", "export", "import", "statistics", "token"
     }  # fmt: skip
-    assert {*WITHOUT_TORCH} == {("client", "predict"), *(("server", name) for name in operations)}
+    logins = {"login", "logout", "connections"}
+    assert {*WITHOUT_TORCH} == {
+        ("client", "predict"),
+        *(("client", name) for name in logins),
+        *(("server", name) for name in operations | logins),
+    }
 
 
 @pytest.mark.parametrize("package", ["client", "server"])

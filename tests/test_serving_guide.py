@@ -11,13 +11,14 @@ from test_command_lines import ENVIRONMENT, furnish
 from server.library import Library
 
 ROOT = Path(__file__).parents[1]
+SAVED = "config/maskvote/device-connections.json"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """What is there after the guide; `log` is what the server said."""
     place = furnish(tmp_path_factory.mktemp("place"))
-    with Terminal(place, ENVIRONMENT) as terminal:
+    with Terminal(place, {**ENVIRONMENT, "XDG_CONFIG_HOME": str(place / "config")}) as terminal:
         for block in with_free_ports(read_blocks(ROOT / "docs" / "deploy.md"), 7070, 9464):
             terminal.follow(block)
     (place / "log").write_text(terminal.said("server"))
@@ -33,7 +34,7 @@ def test_the_device_has_its_network_and_the_library_its_mask(place):
 
 
 def test_tokens_and_keys_are_for_their_owner_alone(place):
-    for name in ("kitchen.token", "boss.token", "ca.key", "server.key", "kitchen/request"):
+    for name in ("kitchen.token", "boss.token", "ca.key", "server.key", "kitchen/request", SAVED):
         assert os.stat(place / name).st_mode & 0o077 == 0, name
     token = (place / "kitchen.token").read_text().strip()
     assert token.encode() not in (place / "library.db").read_bytes()

@@ -174,6 +174,14 @@ WRONG = {
     "half of the files": (("--offer", "a"), "--assignment, --out is not given"),
     "no budget": (("--server", "h:1", "--state", "s"), "give one or several"),
     "no address": (("--server", "h", "--state", "s", "--keep-ratio", "1"), "it is HOST:PORT"),
+    "a web address": (
+        ("--server", "https://h:1", "--state", "s", "--keep-ratio", "1"),
+        "only grpc:// may stand before it; write grpc://h:1",
+    ),
+    "no brackets": (
+        ("--server", "::1:7171", "--state", "s", "--keep-ratio", "1"),
+        "an IPv6 address is in brackets",
+    ),
     "impatient": (
         ("--server", "h:1", "--state", "s", "--keep-ratio", "1", "--patience", "-1"),
         "the patience is -1.0 seconds",
