@@ -82,12 +82,13 @@ def check_pair(certificate: bytes, key: bytes, places: str) -> None:
     """Raise InputError unless the key is that of the first certificate. `places` are their two files."""
     # 8 MB of memory, for those alone who have a certificate.
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     try:
         own = serialization.load_pem_private_key(key, password=None).public_key()
         chain = [one.public_key() for one in x509.load_pem_x509_certificates(certificate)]
-    except Exception as error:  # whatever a library in C finds wrong with them
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(
             f"{places} cannot be used ({error}); make them anew, or copy them again"
         ) from error
