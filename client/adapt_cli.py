@@ -25,7 +25,7 @@ from client.task_options import (
     through_server,
 )
 from client.tuning_options import tuning
-from common.command_line import progress, settings_option
+from common.command_line import progress, remark, settings_option
 from common.envelope import seal, unseal
 from common.files import read_whole, write_whole
 from common.fine_tune import FineTuneSettings
@@ -133,6 +133,7 @@ def _by_files(
     assignment = decode_assignment(*unseal(assignment_file), structure)
     backbone = assignment.subnetwork.backbone
     task = asked.task(backbone, settings.max_memory)
+    remark(task.left_out)
     file = TuningFile(out.with_name(f".{out.name}.tuning"))
     with progress() as bars:
         bar = bars.add_task("Fine-tuning", total=settings.iterations)
@@ -144,8 +145,8 @@ def _by_files(
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
             file=file,
         )
-    for remark in adapted.remarks:
-        click.echo(remark, err=True)
+    for sentence in adapted.remarks:
+        remark(sentence)
     message = encode_contribution(contribution)
     seal(out, message)
     if network_file is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from client.task_options import (
     check_way,
     through_server,
 )
-from common.command_line import show, show_json
+from common.command_line import remark, show, show_json
 from common.envelope import seal, unseal
 from common.exchange import TaskDescription
 from common.privacy import Privacy
@@ -48,6 +49,7 @@ def describe_command(
 ) -> None:
     """Compute the signature of a task and show all that is in the request, without sending any of it.
 
+    The names of the classes that were found are shown, too; they are not in the request.
     With --server, the offer is fetched there; with --state too, `adapt` sends this very request.
 
     Example: maskvote-client describe --offer birds.offer --data mine --keep-ratio 0.1 --out my.request
@@ -56,28 +58,33 @@ def describe_command(
     if server is not None:
         with opened_state(server.state) as state:
             description = description_of(asked, server, state)
+            classes = state.classes or ()
     else:
         assert offer_file is not None
-        description = _by_file(offer_file, asked)
+        description, classes = _by_file(offer_file, asked)
     privacy = asked.privacy
     message, fields = disclose(description, privacy)
     if out is not None:
         seal(out, message)
     if as_json:
-        _tell_scripts(description, privacy, message, fields, out)
+        _tell_scripts(description, classes, privacy, message, fields, out)
     else:
-        _tell(description, privacy, message, fields, out)
+        _tell(description, classes, privacy, message, fields, out)
 
 
-def _by_file(offer_file: Path, asked: Asked) -> TaskDescription:
+def _by_file(offer_file: Path, asked: Asked) -> tuple[TaskDescription, tuple[str, ...]]:
+    """The task's description, and the names of its classes."""
     budget, privacy = asked.budget, asked.privacy
     offer = decode_offer(*unseal(offer_file))
     task = asked.task(offer.backbone)
-    return describe(offer, task, budget, asked.method, new_request_id(), privacy)
+    remark(task.left_out)
+    description = describe(offer, task, budget, asked.method, new_request_id(), privacy)
+    return description, task.classes
 
 
 def _tell_scripts(
     description: TaskDescription,
+    classes: Sequence[str],
     privacy: Privacy | None,
     message: bytes,
     fields: list[Field],
@@ -88,6 +95,7 @@ def _tell_scripts(
         {
             "request": description.request_id,
             "classes": signature.classes,
+            "class_names": list(classes),
             "images": signature.images,
             "feature_width": signature.means.shape[1],
             "bytes": len(message),
@@ -102,6 +110,7 @@ def _tell_scripts(
 
 def _tell(
     description: TaskDescription,
+    classes: Sequence[str],
     privacy: Privacy | None,
     message: bytes,
     fields: list[Field],
@@ -111,6 +120,7 @@ def _tell(
     told = [
         guarantee_of(privacy),
         warning_of(description, privacy),
+        f"The classes found are {', '.join(classes)}." if classes else None,
         "No image, no file name and no class name is in it. Nothing of it was sent.",
         f"Request {description.request_id} is written to {out}." if out else None,
     ]

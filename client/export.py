@@ -23,10 +23,10 @@ from torch import nn
 
 from client.artefacts.runnable import import_for, onnx_logits, onnx_session
 from common.backbone import Backbone
+from common.class_names import check_class_names, composed
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import Data, read_whole, write_whole
 from common.rebuild import rebuild
-from common.task_data import check_class_names
 from common.tensor_file import read_tensors, write_tensors
 
 OPSET = 18
@@ -49,7 +49,8 @@ IMAGES = (
 class SavedNetwork:
     """A task's own network in evaluation mode, what it was cut from, and its classes as its logits go.
 
-    `mask` is the digest of the mask that cut it, empty where that is not known.
+    Names of classes are in NFC. `mask` is the digest of the mask that cut it, empty where that is not
+    known.
 
     Raises TaskDataError for class names that a file cannot hold: empty, of several lines, no text,
     or twice the same.
@@ -62,6 +63,7 @@ class SavedNetwork:
 
     def __post_init__(self) -> None:
         check_class_names(self.classes)
+        object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
 
     @property
     def header(self) -> dict[str, str]:

@@ -24,6 +24,7 @@ from common.envelope import seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError, TaskDataError
 from common.exchange import Offer
 from common.files import Data
+from common.image_folders import subfolders
 from common.images import PIXEL_BYTES
 from common.memory_limit import MemoryLimit
 from common.proto_codec import (
@@ -88,7 +89,7 @@ class _Device:
                 "this device has no data; start its SuperNode with --node-config "
                 "'data-path=\"DIRECTORY\"', or simulate with a directory of tasks as `data`"
             )
-        folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
+        folders = subfolders(tasks) if tasks.is_dir() else []
         if not 0 <= number < len(folders):
             raise InputError(
                 f"{tasks} has {len(folders)} task directories and none for partition {number}; "
@@ -150,6 +151,8 @@ def _describe_task(content: RecordDict, device: _Device) -> RecordDict:
     offer = decode_offer(offered, probe)
     settings, request_id = device.settings, secrets.token_hex(REQUEST_ID_BYTES)
     task = device.task(offer.backbone)
+    if task.left_out:
+        logger.warning("%s", task.left_out)
     description = describe(
         offer,
         task,

@@ -15,8 +15,9 @@ from client.artefacts.kinds import SUFFIXES, check_suffix
 from client.artefacts.torch_network import logits_of
 from client.export import SavedNetwork, load_network
 from client.task_options import JSON, PATH
-from common.command_line import progress, show, show_json
+from common.command_line import progress, remark, show, show_json
 from common.errors import MismatchError
+from common.image_folders import TYPES_IN_WORDS
 from common.task_data import Task, load_folder
 
 NETWORK = click.option(
@@ -36,7 +37,7 @@ NAMED_AT_MOST = 10
     "--data",
     required=True,
     type=PATH,
-    help="Directory with train/CLASS/*.png|jpg (and val/), as for adapt.",
+    help=f"Directory with images ({TYPES_IN_WORDS}) in train/CLASS/ (and val/), as for adapt.",
 )
 @JSON
 def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
@@ -49,6 +50,7 @@ def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
     """
     saved = load_network(network_file)
     task = load_folder(data, saved.backbone)
+    remark(task.left_out)
     logit_of = torch.tensor(_logits_of(task, saved, data, network_file))
     labels = task.evaluation.labels
     with progress() as bars:
@@ -110,8 +112,8 @@ def _few(names: list[str]) -> str:
 @click.option(
     "--data",
     type=PATH,
-    help="Directory with train/CLASS/*.png|jpg (and val/), as for adapt: measures the accuracy; "
-    "onnx-int8 needs it.",
+    help=f"Directory with images ({TYPES_IN_WORDS}) in train/CLASS/ (and val/), as for adapt: measures "
+    "the accuracy; onnx-int8 needs it.",
 )
 @JSON
 def export(network_file: Path, kind: str, out: Path, data: Path | None, as_json: bool) -> None:
@@ -130,6 +132,7 @@ def export(network_file: Path, kind: str, out: Path, data: Path | None, as_json:
     judges = None
     if data is not None:
         task = load_folder(data, saved.backbone)
+        remark(task.left_out)
         judges = Judges(task, tuple(_logits_of(task, saved, data, network_file)))
     with progress() as bars:
         bar = bars.add_task("Reading", total=None)

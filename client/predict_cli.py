@@ -12,14 +12,15 @@ from client.artefacts.image_files import image_files, measured
 from client.artefacts.prediction_files import Sink, file_sink, json_sink, table_sink
 from client.artefacts.predictions import Failures, predictions
 from client.artefacts.runnable import open_artefact
-from common.command_line import progress, settings_option
+from common.command_line import progress, remark, settings_option
+from common.image_folders import SUFFIXES_IN_WORDS, LeftOut
 
 PATH = click.Path(path_type=Path)
 SOME_FAILED = 1
 """The exit status where some images could not be read."""
 
 
-@click.command()
+@click.command(epilog=f"IMAGES are files, and folders with files that end in {SUFFIXES_IN_WORDS}.")
 @click.option(
     "--network",
     "network_file",
@@ -52,8 +53,10 @@ def predict(
 
     Example: maskvote-client predict --network my.onnx photos --out predictions.csv
     """
-    count, widest = measured(images)
+    left_out = LeftOut()
+    count, widest = measured(images, left_out)
     runnable = open_artefact(network_file, (context.obj or 0) if threads is None else threads)
+    remark(left_out.sentence(", ".join(map(str, images[:3]))))
     top = min(top, len(runnable.classes))
     failures = Failures()
     with ExitStack() as opened:

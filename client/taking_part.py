@@ -177,6 +177,8 @@ def _task(asked: Asked, offer: Offer, state: State, bars: Bars, max_memory: floa
     """The task, after all that could make its computation be for nothing."""
     check_timm(offer.structure)
     task = asked.task(offer.backbone, max_memory)
+    if task.left_out:
+        bars.tell(task.left_out)
     _check_classes(task, state)
     state.remember(classes=list(task.classes))
     if state.begun:

@@ -22,6 +22,7 @@ from common.command_line import settings_option
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import METHODS, Method
+from common.image_folders import TYPES_IN_WORDS
 from common.images import PIXEL_BYTES
 from common.memory_limit import MemoryLimit
 from common.privacy import DEFAULT_DELTA, Privacy
@@ -118,7 +119,8 @@ def asking(command: Callable) -> Callable:
     @click.option(
         "--data",
         required=True,
-        help="Directory with train/CLASS/*.png|jpg (and val/), or torchvision:NAME:DIRECTORY.",
+        help=f"Directory with images ({TYPES_IN_WORDS}) in train/CLASS/ (and val/), or "
+        "torchvision:NAME:DIRECTORY.",
     )
     @budget_options
     @settings_option("--method", type=click.Choice(METHODS), default="smsp")

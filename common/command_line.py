@@ -129,6 +129,12 @@ def run(group: click.Group) -> None:
     raise SystemExit(status)
 
 
+def remark(sentence: str) -> None:
+    """A sentence on stderr, for whoever watches; nothing if it is empty."""
+    if sentence:
+        click.echo(sentence, err=True)
+
+
 def progress() -> Progress:
     """Progress bars on stderr; nothing where stderr is no terminal."""
     console = Console(stderr=True)

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from common.backbone import Backbone
+from common.class_names import check_class_names, composed
 from common.errors import TaskDataError
 from common.hold_out import judging
-from common.image_reading import IMAGE_SUFFIXES
 from common.images import PIXEL_BYTES, FileImages, LabelledImages, PixelCache
+from common.task_folder import ByClass, read_task_folder
 
 
 @dataclass(frozen=True)
 class Task:
     """A device's classification problem. `train` and `evaluation` share no image.
 
-    Raises TaskDataError for fewer than two classes, or one without images, and as `check_class_names`.
+    Names of classes are in NFC. `left_out` says in a sentence what of the data is no image of the task;
+    it is empty for nothing. Raises TaskDataError for fewer than two classes, or one without images, and
+    as `check_class_names`.
     """
 
     classes: tuple[str, ...]
     train: LabelledImages
     evaluation: LabelledImages
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -35,6 +38,7 @@ class Task:
                 "to tell apart; give images of at least two classes"
             )
         check_class_names(self.classes)
+        object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
         counts = torch.bincount(self.train.labels, minlength=len(self.classes))
         lacking = [self.classes[k] for k in torch.nonzero(counts == 0).flatten().tolist()]
         if lacking:
@@ -43,84 +47,40 @@ class Task:
             raise TaskDataError("no image judges the network; add some to val/, or leave val/ out")
 
 
-def check_class_names(classes: Sequence[str]) -> None:
-    """Raise TaskDataError for names that no file can hold: empty, of several lines, no text, or twice."""
-    wrong = [name for name in classes if not _is_a_line(name)]
-    twice = sorted({name for name in classes if classes.count(name) > 1} - {*wrong})
-    if wrong or twice or not classes:
-        raise TaskDataError(
-            f"class names {[*wrong, *twice][:3]} of {len(classes)} cannot be kept with the network; each "
-            "is one line of text, and no two are the same: rename those"
-        )
-
-
-def _is_a_line(name: object) -> bool:
-    try:
-        return isinstance(name, str) and name.encode().count(b"\n") == 0 and name.strip() != ""
-    except UnicodeEncodeError:  # a file name that is no text
-        return False
-
-
 def load_folder(path: Path, backbone: Backbone, pixel_bytes: int = PIXEL_BYTES) -> Task:
-    """The task in a directory of `train/CLASS/*.png|jpg` and, optionally, `val/CLASS/...`.
+    """The task in a directory of images in `train/CLASS` and, optionally, `val/CLASS`.
 
-    Classes are the sub-directories of `train`, by name. Without `val`, about a fifth of the images of
-    `train` judge, of each class at least one: which, the name of each decides, see `judging`. At most
-    `pixel_bytes` of decoded images are kept in memory; the others are read each time that they are
-    asked for. Raises TaskDataError for a directory, class or file that is no use.
+    Classes are the sub-directories of `train`, by name; their images lie in them or anywhere below:
+    which files count, see `images_below`. Without `val`, about a fifth of the images of `train` judge,
+    of each class at least one: which, the name of each decides, see `judging`. At most `pixel_bytes` of
+    decoded images are kept in memory; the others are read each time that they are asked for. Raises
+    TaskDataError for a directory, class or file that is no use.
     """
     path = Path(path)
-    train_path = path / "train"
-    if not train_path.is_dir():
-        raise TaskDataError(
-            f"{train_path} is not a directory; put images into {path}/train/CLASS/*.png|jpg"
-        )
-    classes = tuple(sorted(entry.name for entry in train_path.iterdir() if entry.is_dir()))
-    if not classes:
-        raise TaskDataError(f"{train_path} has no class directories; make one for each class")
-    train = _files(train_path, classes)
-    if (path / "val").is_dir():
-        strange = sorted(
-            {entry.name for entry in (path / "val").iterdir() if entry.is_dir()} - {*classes}
-        )
-        if strange:
-            raise TaskDataError(
-                f"{path / 'val'} has classes that {train_path} lacks: {', '.join(strange)}; train on "
-                "them too, or remove them"
-            )
-        evaluation = _files(path / "val", classes)
+    folder = read_task_folder(path)
+    classes = tuple(folder.train)
+    train = _files(folder.train)
+    if folder.evaluation is not None:
+        evaluation = _files(folder.evaluation)
     else:
-        train, evaluation = _hold_out(train, classes)
+        train, evaluation = _hold_out(train, classes, path / "train")
     cache = PixelCache(pixel_bytes)
-    parts = (FileImages(*files, backbone, cache) for files in (train, evaluation))
-    return Task(classes, *parts)
+    training, judging_images = (FileImages(*files, backbone, cache) for files in (train, evaluation))
+    return Task(classes, training, judging_images, folder.left_out.sentence(path))
 
 
 Files = tuple[list[Path], list[int]]
+"""Image files, and which class each is of."""
 
 
-def _files(path: Path, classes: Sequence[str]) -> Files:
-    paths, labels, empty = [], [], []
-    for label, name in enumerate(classes):
-        found = sorted(
-            file
-            for file in (path / name).glob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-        )
-        if not found:
-            empty.append(str(path / name))
-        paths += found
-        labels += [label] * len(found)
-    if empty:
-        raise TaskDataError(
-            f"no image (*.png, *.jpg) in {', '.join(empty)}; add images or remove the class"
-        )
-    return paths, labels
+def _files(images: ByClass) -> Files:
+    paths = [path for files in images.values() for path in files]
+    return paths, [label for label, files in enumerate(images.values()) for _ in files]
 
 
-def _hold_out(files: Files, classes: Sequence[str]) -> tuple[Files, Files]:
+def _hold_out(files: Files, classes: tuple[str, ...], root: Path) -> tuple[Files, Files]:
     """Those that train, and those that judge."""
-    keys = [os.fsencode(f"{classes[label]}/{path.name}") for path, label in zip(*files, strict=True)]
+    keys = [os.fsencode(composed(path.relative_to(root).as_posix())) for path in files[0]]
     train: Files = ([], [])
     held: Files = ([], [])
     for path, label, judges in zip(*files, judging(keys, files[1]), strict=True):

@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 
 from common.backbone import Backbone, backbone_weights, classes_of
-from common.command_line import progress, settings_option
+from common.command_line import progress, remark, settings_option
 from common.errors import TaskDataError
 from common.fine_tune import FineTuneSettings
+from common.image_folders import TYPES_IN_WORDS, LeftOut, subfolders
 from common.pruning import PruningSettings
 from common.structure import Kind
 from common.task_data import load_folder
+from common.task_folder import read_task_folder
 from server.entry_tables import show_entries
 from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
 from server.library import Library
@@ -33,7 +35,7 @@ LIBRARY = click.argument("library", type=click.Path(path_type=Path))
     "--images",
     required=True,
     type=click.Path(path_type=Path),
-    help="An ImageFolder task of yours: its images set the probe's statistics.",
+    help=f"A task of yours, images ({TYPES_IN_WORDS}) in train/CLASS/: they set the probe's statistics.",
 )
 @click.option("--residual", is_flag=True, help="Let masks cut the residual stream too.")
 @settings_option("--probe-keep-ratio", default=PROBE_KEEP_RATIO, help="The probe's share of units.")
@@ -57,13 +59,14 @@ def create(
     classes = classes_of(checkpoint, model, num_classes)
     backbone = Backbone.from_timm(model, num_classes=classes, image_size=image_size, arguments=arguments)
     kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
-    weights, own_images = backbone_weights(backbone, checkpoint), load_folder(images, backbone).train
+    weights, task = backbone_weights(backbone, checkpoint), load_folder(images, backbone)
+    remark(task.left_out)
     with proof_progress() as watch:
         founded = found_library(
             library,
             backbone,
             weights,
-            own_images,
+            task.train,
             kinds=kinds,
             probe_keep_ratio=probe_keep_ratio,
             seed=seed,
@@ -84,7 +87,8 @@ def create(
     "--tasks",
     required=True,
     type=click.Path(path_type=Path),
-    help="A directory of tasks, each an ImageFolder with train/ and optionally val/.",
+    help=f"A directory of tasks, each with images ({TYPES_IN_WORDS}) in train/CLASS/ and, optionally, "
+    "val/CLASS/.",
 )
 @CHECKPOINT
 @settings_option("--keep-ratio", default=0.1, help="Share of units that the masks keep.")
@@ -106,9 +110,13 @@ def seed(
 
     Example: maskvote-server seed birds.db --tasks tasks/
     """
-    folders = sorted(path for path in tasks.iterdir() if path.is_dir()) if tasks.is_dir() else []
+    left_out = LeftOut()
+    folders = subfolders(tasks, left_out) if tasks.is_dir() else []
     if not folders:
         raise TaskDataError(f"{tasks} has no task directories; put an ImageFolder task into each")
+    for folder in folders:
+        left_out.add(read_task_folder(folder).left_out)
+    remark(left_out.sentence(tasks))
     with Library.open(library) as opened, progress() as bars:
         backbone = opened.offer.backbone
         total = bars.add_task("Seeding", total=len(folders))

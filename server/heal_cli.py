@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from common.backbone import backbone_weights
-from common.command_line import progress, settings_option, show, show_json
+from common.command_line import progress, remark, settings_option, show, show_json
+from common.image_folders import TYPES_IN_WORDS, LeftOut
 from server.admission import check_weights
 from server.coordinator import VotingSettings
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings, Watch
 from server.healing.heal_library import VOTING, Healing, heal_library, store_of
-from server.healing.public_images import MOST_IMAGES, public_images
+from server.healing.public_images import MOST_IMAGES, image_files, public_images
 from server.library import Library
 from server.model_options import CHECKPOINT, DEVICE
 from server.operate_cli import JSON
@@ -28,7 +29,8 @@ from server.serving_options import voting_options
     "--images",
     required=True,
     type=click.Path(path_type=Path),
-    help="A directory of images that you may use, in any layout: labels are not needed.",
+    help=f"A directory of images ({TYPES_IN_WORDS}) that you may use, in any layout: labels are not "
+    "needed.",
 )
 @CHECKPOINT
 @settings_option(
@@ -74,6 +76,9 @@ def heal(
     """
     ratios = KeepRatios(*keep_ratio)
     settings = HealingSettings(iterations, float("inf") if seconds is None else seconds)
+    left_out = LeftOut()
+    image_files(images, most_images, seed, left_out)  # refused before weights are read
+    remark(left_out.sentence(images))
     with Library.open(library) as opened:
         store = store_of(opened)
         store.check()

@@ -10,13 +10,15 @@ from typing import Any
 import click
 
 from common.command_line import settings_option
+from common.image_folders import TYPES_IN_WORDS
 from server.coordinator import VotingSettings
 from server.healing import healer
 
 HEAL_IMAGES = click.option(
     "--heal-images",
     type=click.Path(path_type=Path),
-    help="Public images, in any layout, to heal networks on for devices that are ready to wait.",
+    help=f"Public images ({TYPES_IN_WORDS}), in any layout, to heal networks on for devices that are "
+    "ready to wait.",
 )
 HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="For one such network.")
 

@@ -21,6 +21,7 @@ from typing import Self
 
 from common.backbone import Backbone, Weights
 from common.errors import InputError
+from common.image_folders import LeftOut
 from common.mask import Mask
 from common.structure import Structure
 from common.tensor_file import write_tensors
@@ -108,7 +109,10 @@ class Healer:
     ) -> None:
         if not 0 < seconds < math.inf:
             raise InputError(f"{seconds} seconds to heal a network; give a number above 0")
-        image_files(images)
+        left_out = LeftOut()
+        image_files(images, left_out=left_out)
+        if sentence := left_out.sentence(images):
+            logger.warning("%s", sentence)
         self._workplace = Workplace(store, images, backbone.to_json(), structure.to_json())
         self._weights = weights
         self._seconds = seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.backbone import Backbone, Weights
 from common.errors import TaskDataError
-from common.image_reading import IMAGE_SUFFIXES
+from common.image_folders import SUFFIXES_IN_WORDS, LeftOut, images_below
 from common.images import FileImages
 from server.healing.heal import PublicImages, Watch
 from server.healing.store import HealedStore
@@ -19,20 +19,20 @@ MOST_IMAGES = 10_000
 `common.images.PIXEL_BYTES`; images beyond that are decoded each time that they are used."""
 
 
-def image_files(directory: Path, most: int = MOST_IMAGES, seed: int = 0) -> list[Path]:
-    """Every image file (`*.png`, `*.jpg`, ...) below a directory in any layout, at most so many of them.
+def image_files(
+    directory: Path, most: int = MOST_IMAGES, seed: int = 0, left_out: LeftOut | None = None
+) -> list[Path]:
+    """Every image file below a directory in any layout, at most `most` of them; see `images_below`.
 
     The same for the same files and seed, in the order of their names. TaskDataError for less than two.
     """
-    files = sorted(
-        path
-        for path in Path(directory).rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    directory, left_out = Path(directory), LeftOut() if left_out is None else left_out
+    files = sorted(images_below(directory, left_out)) if directory.is_dir() else []
     if len(files) < 2:
+        told = left_out.sentence("it")
         raise TaskDataError(
-            f"{directory} has {len(files)} image files (*.png, *.jpg) below it; healing needs at least "
-            "two, and is better with thousands"
+            f"{directory} has {len(files)} image files ({SUFFIXES_IN_WORDS}) below it; healing needs at "
+            f"least two, and is better with thousands{told and f' ({told})'}"
         )
     return sorted(random.Random(seed).sample(files, most)) if len(files) > most else files
 

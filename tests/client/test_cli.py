@@ -6,20 +6,23 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
+from client.export import load_network
 from client.latency_table import Device, MeasuredTable, write_latency_table
 from client.outcome import tell
 from common.budget import Budget, LatencyTable
 from common.envelope import seal, unseal
 from common.images import FileImages
 from common.process_memory import MEGABYTE
-from common.proto_codec import decode_task_description, encode_offer
+from common.proto_codec import decode_task_description, encode_assignment, encode_offer
 from server import tokens
+from server.coordinator import Coordinator
 from server.serving import ServeSettings
 
 CLIENT = """
@@ -108,11 +111,84 @@ def test_what_describe_shows_is_what_is_sent_byte_by_byte(client, library, weigh
             f"{description.signature.means[0, 0]:.4g}", "Nothing of it was sent",
         ):  # fmt: skip
             assert expected in told
+        assert str(images) not in told
         for secret in ("class0", "class1", str(images)):
-            assert secret not in told
             assert secret.encode() not in message
         assert client(*through(port, data=images))[0] == 0
     assert library.assignment_of(description.request_id).description == description
+
+
+@pytest.fixture
+def untidy(images, tmp_path) -> Path:
+    """The images as a Mac, a file server, a notebook and a phone leave them; two are of another type."""
+    mine = Path(shutil.copytree(images, tmp_path / "mine"))
+    for part in ("train", "val"):
+        for place in (mine / part, mine / part / "class0"):
+            for name in ("._0.png", ".ipynb_checkpoints/0.png", "@eaDir/0.png", ".DS_Store"):
+                (place / name).parent.mkdir(exist_ok=True)
+                (place / name).write_bytes(b"no image")
+    for number in range(2):
+        (mine / "train" / "class1" / f"{number}.heic").write_bytes(b"of a phone")
+    return mine
+
+
+LEFT_OUT = (
+    "2 .heic files, 4 hidden files, 8 folders (.ipynb_checkpoints, @eaDir); image files end in .png"
+)
+
+
+def test_classes_are_named_on_the_screen_alone_and_what_is_no_image_is_told_once(
+    client, library, weights, images, untidy
+):
+    with running_server(library, weights) as port:
+        words = through(port, "describe", data=untidy)
+        status, told, err = client(*words)
+        assert (status, err.count("left out of"), f"{untidy}: {LEFT_OUT}" in err) == (0, 1, True)
+        assert "The classes found are class0, class1, class2." in told
+        shown = json.loads(client(*words, "--json")[1])
+        assert (shown["classes"], shown["class_names"]) == (3, ["class0", "class1", "class2"])
+        message = base64.b64decode(shown["message"])
+        assert not any(name.encode() in message for name in shown["class_names"])
+        tidy = json.loads(client(*through(port, "describe", data=images), "--json")[1])
+        assert tidy["images"] == shown["images"]
+        assert client(*through(port, "describe", data=untidy, state="state"))[0] == 0
+        again = client(*through(port, "describe", data=untidy, state="state"))
+        assert "The classes found are class0, class1, class2." in again[1]
+        status, _, err = client(*through(port, data=untidy))
+        assert (status, err.count("left out of"), f"{untidy}: {LEFT_OUT}" in err) == (0, 1, True)
+
+
+def test_by_files_the_same_is_told(client, library, weights, offer, untidy, tmp_path):
+    seal(tmp_path / "server.offer", *encode_offer(offer))
+    files = ("--offer", "server.offer", "--data", untidy)
+    status, told, err = client("describe", *files, "--keep-ratio", 0.3, "--out", "my.request")
+    assert (status, f"{untidy}: {LEFT_OUT}" in err) == (0, True)
+    assert "The classes found are class0, class1, class2." in told
+    request = decode_task_description(unseal(tmp_path / "my.request")[0])
+    assignment = Coordinator(library, weights).assign(request)
+    seal(tmp_path / "my.assignment", *encode_assignment(assignment))
+    words = ("--assignment", "my.assignment", "--out", "my.contribution", "--iterations", 1)
+    status, _, err = client("adapt", *files, *words)
+    assert (status, err.count("left out of"), f"{untidy}: {LEFT_OUT}" in err) == (0, 1, True)
+
+
+def test_a_state_goes_on_with_classes_in_the_other_form_of_unicode(
+    client, library, weights, images, tmp_path, monkeypatch
+):
+    """As of a version that kept names as they were found, or after a copy to another system."""
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    mine = Path(shutil.copytree(images, tmp_path / "mine"))
+    for part in ("train", "val"):
+        (mine / part / "class2").rename(mine / part / decomposed)
+    with running_server(library, weights) as port:
+        assert client(*through(port, "describe", data=mine, state="state"))[0] == 0
+        settings = json.loads((tmp_path / "state" / "settings.json").read_text())
+        assert settings["classes"] == [composed, "class0", "class1"]
+        settings["classes"][0] = decomposed
+        (tmp_path / "state" / "settings.json").write_text(json.dumps(settings))
+        status, _, told = client(*through(port, data=mine), "--save", "my.safetensors")
+    assert (status, told) == (0, "")
+    assert load_network(tmp_path / "my.safetensors").classes == (composed, "class0", "class1")
 
 
 def test_describe_without_a_state_asks_anew_each_time(client, library, weights, images, tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import onnx
@@ -21,6 +22,7 @@ from client.artefacts.facts import found_by
 from client.artefacts.torch_network import logits_of
 from client.export import SavedNetwork, load_network, save_network
 from common.backbone import Backbone
+from common.image_folders import SUFFIXES_IN_WORDS
 from common.images import FileImages
 from common.importance import magnitude
 from common.mask import Mask
@@ -64,7 +66,8 @@ def images_below(folder: Path) -> list[Path]:
 def test_every_image_gets_the_class_that_torch_gives_it(client, place, saved, name, batch):
     words = ("--network", place / name, place / "photos", "--batch", batch, "--json")
     status, out, err = client("predict", *words)
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert err == f"left out of {place / 'photos'}: 1 .txt file; image files end in {SUFFIXES_IN_WORDS}"
     told = {row["image"]: row["likeliest"][0] for row in json.loads(out)["predictions"]}
     paths = images_below(place / "photos")
     assert sorted(told) == sorted(map(str, paths))
@@ -172,6 +175,34 @@ def test_a_link_to_where_it_lies_is_followed_once(client, own):
     assert len(json.loads(out)["predictions"]) == 29 + 3
 
 
+def test_folders_are_walked_as_for_training_and_what_is_named_is_read_whatever_its_name(client, own):
+    for name in ("._0.png", ".ipynb_checkpoints/0.png", "@eaDir/0.png"):
+        path = own / "photos" / "train" / "class0" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    Image.new("RGB", (50, 20)).save(own / "photos" / "phone.jfif", "JPEG")
+    words = ("--network", own / "my.onnx", own / "photos", "--json")
+    status, out, err = client("predict", *words)
+    assert (status, len(json.loads(out)["predictions"])) == (0, 30)
+    assert "1 .txt file, 1 hidden file, 2 folders (.ipynb_checkpoints, @eaDir); image files end in" in err
+    shutil.copy(own / "photos" / "grey.PNG", own / ".hidden")
+    status, out, err = client("predict", "--network", own / "my.onnx", own / ".hidden", "--json")
+    assert (status, len(json.loads(out)["predictions"]), err) == (0, 1, "")
+
+
+def test_class_names_are_told_in_composed_form_whatever_the_file_has(client, own):
+    """As a file of another program may have them, or one of an earlier version on macOS."""
+    card_path(own / "my.onnx").unlink()
+    model = onnx.load(own / "my.onnx")
+    words = {prop.key: prop.value for prop in model.metadata_props}
+    decomposed = [unicodedata.normalize("NFD", f"café {k}") for k in range(4)]
+    onnx.helper.set_model_props(model, words | {"classes": "\n".join(decomposed)})
+    onnx.save(model, own / "my.onnx")
+    words = ("--network", own / "my.onnx", own / "photos" / "grey.PNG", "--top", 4, "--json")
+    (told,) = json.loads(client("predict", *words)[1])["predictions"]
+    assert sorted(one["class"] for one in told["likeliest"]) == [f"café {k}" for k in range(4)]
+
+
 # bad input
 
 
@@ -271,7 +302,7 @@ def test_what_is_no_network_of_ours_is_refused_in_a_sentence(client, own, spoil)
     ("words", "reason"),
     [
         (["nowhere"], "there is no image and no folder nowhere"),
-        (["empty"], "no image (.bmp, .jpeg, .jpg, .png, .webp) in empty"),
+        (["empty"], f"no image ({SUFFIXES_IN_WORDS}) in empty"),
         (["own/photos", "--out", "mine.txt"], "written as .csv or .json, and mine.txt is neither"),
         (["own/photos", "--out", "nowhere/mine.csv"], "nowhere/mine.csv cannot be written"),
         (["own/photos", "--batch", "0"], "0 is not in the range"),

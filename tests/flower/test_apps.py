@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +185,25 @@ def test_a_device_that_fails_is_counted_with_its_reason_and_stops_no_other(
     for said_there in ("cannot be read as an image", "at least two classes", "put images into"):
         assert said_there in caplog.text
     assert report.errors == {"device": 7, "refused": 5, "silent": 2, "unreachable": 2}
+
+
+def test_a_devices_own_log_tells_what_is_left_out_of_its_images_and_nobody_else(
+    library, weights, settings, tasks, tmp_path, caplog
+):
+    """Folders of a file server beside the tasks are no tasks, and change no device's partition."""
+    own = Path(shutil.copytree(tasks, tmp_path / "tasks"))
+    for name in (".ipynb_checkpoints", "@eaDir", "#recycle"):
+        (own / name).mkdir()
+        (own / "task0" / "train" / name).mkdir()
+    (own / "task0" / "train" / "class0" / "._0.png").write_bytes(b"no image")
+    devices = DeviceSettings(data=own, keep_ratio=0.3, iterations=1, threads=1)
+    grid = InProcessGrid(client_app(devices), partitions(1))
+    report = serve_fleet(grid, library, weights, settings)
+    assert [device.stage for device in report.devices] == ["adapted"]
+    told = [line for line in caplog.messages if line.startswith("left out of")]
+    folders = "#recycle, .ipynb_checkpoints, @eaDir"
+    assert told == [f"left out of {own / 'task0'}: 1 hidden file, 3 folders ({folders})"]
+    assert "eaDir" not in report.to_json()
 
 
 def test_a_look_for_replies_that_takes_long_costs_no_device_its_visit(

@@ -1,52 +1,79 @@
-"""maskvote-server create: what the checkpoint says need not be given, and what it denies is refused."""
+"""maskvote-server create and seed: which images and tasks are taken, and what is told of the rest."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from drawn_images import draw_images
-from random_weights import random_weights
+from PIL import Image
 from safetensors.torch import save_file
 
-from common.backbone import Backbone, weights_digest
-from common.errors import InputError
+from common.errors import TaskDataError
+from common.image_folders import SUFFIXES_IN_WORDS
 from server.cli import cli
 from server.library import Library
 
-CLASSES = 7
+
+def draw_task(path: Path, seed: int) -> Path:
+    lot = np.random.default_rng(seed)
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            (path / part / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = lot.integers(256, size=(32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / part / name / f"{number}.png")
+    return path
 
 
 @pytest.fixture
-def place(tmp_path) -> Path:
-    """A checkpoint of seven classes, as a training program wraps it, and a task."""
-    weights = random_weights(Backbone.from_timm("test_resnet", num_classes=CLASSES))
-    save_file({f"module.{name}": t for name, t in weights.items()}, tmp_path / "backbone.safetensors")
-    draw_images(tmp_path / "task")
+def place(tmp_path, weights) -> Path:
+    """A checkpoint and two tasks, with what systems leave behind in each of them and beside them."""
+    save_file(dict(weights), tmp_path / "backbone.safetensors")
+    for number, name in enumerate(("first", "second")):
+        task = draw_task(tmp_path / "tasks" / name, number)
+        (task / "train" / "ant" / "._0.png").write_bytes(b"no image")
+        (task / "train" / "ant" / "0.heic").write_bytes(b"of a phone")
+        (task / "train" / ".ipynb_checkpoints").mkdir()
+    for name in ("@eaDir", ".git"):
+        (tmp_path / "tasks" / name).mkdir()
     return tmp_path
 
 
-def create(place: Path, *words: str) -> Result:
-    given = [
-        "create", str(place / "library.db"), "--model", "hf-hub:timm/test_resnet", "--image-size", "32",
-        "--checkpoint", str(place / "backbone.safetensors"), "--images", str(place / "task"),
-    ]  # fmt: skip
-    return CliRunner().invoke(cli, [*given, *words], standalone_mode=False)
+def told(place: Path, *words: str) -> Result:
+    paths = [str(place / word) if (place / word).exists() else word for word in words]
+    checkpoint = str(place / "backbone.safetensors")
+    return CliRunner().invoke(cli, [*paths, "--checkpoint", checkpoint], standalone_mode=False)
 
 
-@pytest.mark.parametrize("words", [[], ["--num-classes", str(CLASSES)]])
-def test_a_library_is_founded_with_the_classes_of_the_checkpoint(place, words):
-    result = create(place, *words)
-    assert result.exception is None
-    assert result.stdout.startswith(f"{place / 'library.db'}: test_resnet, ")
-    backbone = Backbone.from_timm("test_resnet", num_classes=CLASSES, image_size=32)
+def create(place: Path) -> Result:
+    return told(
+        place, "create", str(place / "library.db"), "--model", "test_resnet", "--num-classes", "5",
+        "--image-size", "32", "--images", "tasks/first",
+    )  # fmt: skip
+
+
+def test_a_library_is_founded_and_seeded_on_what_are_images_and_the_rest_is_told_once(place):
+    founded = create(place)
+    assert founded.exception is None
+    left_out = "1 .heic file, 1 hidden file, 1 folder (.ipynb_checkpoints)"
+    rule = f"; image files end in {SUFFIXES_IN_WORDS}\n"
+    assert founded.stderr == f"left out of {place / 'tasks' / 'first'}: {left_out}{rule}"
+    words = ("--keep-ratio", "0.4", "--iterations", "1", "--rounds", "1")
+    seeded = told(place, "seed", "library.db", "--tasks", "tasks", *words)
+    assert seeded.exception is None
+    left_out = "2 .heic files, 2 hidden files, 4 folders (.ipynb_checkpoints, .git, @eaDir)"
+    assert seeded.stderr == f"left out of {place / 'tasks'}: {left_out}{rule}"
     with Library.open(place / "library.db") as library:
-        assert library.offer.backbone == backbone
-        assert library.weights_digest == weights_digest(random_weights(backbone))
+        assert [entry.contributor for entry in library.entries()] == ["operator:first", "operator:second"]
 
 
-def test_other_classes_than_the_checkpoints_found_no_library(place):
-    result = create(place, "--num-classes", "5")
-    assert isinstance(result.exception, InputError)
-    assert "--num-classes is 5, and " in str(result.exception)
-    assert "backbone.safetensors has 7 classes; leave --num-classes out" in str(result.exception)
-    assert not (place / "library.db").exists()
+def test_every_task_is_looked_at_before_the_first_is_pruned(place):
+    create(place)
+    for path in (place / "tasks" / "second" / "train" / "bee").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    refused = told(place, "seed", "library.db", "--tasks", "tasks", "--keep-ratio", "0.4")
+    assert isinstance(refused.exception, TaskDataError)
+    assert "second/train/bee; add images" in str(refused.exception)
+    assert "(left out of it: 4 .heic files" in str(refused.exception)
+    with Library.open(place / "library.db") as library:
+        assert len(library) == 0

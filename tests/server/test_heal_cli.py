@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from common.backbone import weights_digest
 from common.errors import BudgetError, InputError, MismatchError, TaskDataError
+from common.image_folders import TYPES_IN_WORDS
 from server.cli import cli
 from server.healing.heal_library import store_of
 from server.healing.public_images import image_files, images_digest
@@ -130,6 +131,30 @@ def test_images_are_known_by_their_names_and_sizes_wherever_they_lie(place):
     assert images_digest(place / "images", files[1:]) != digest
     files[0].write_bytes(files[0].read_bytes() + b" ")
     assert images_digest(place / "images", files) != digest
+
+
+def test_images_behind_links_are_found_and_what_is_none_is_left_out_and_told(heal, place):
+    (place / "linked").mkdir()
+    for number in range(2):
+        (place / "linked" / f"class{number}").symlink_to(place / "images" / "sub" / f"folder{number}")
+    assert len(image_files(place / "linked")) == 9
+    assert heal(*FEW, "--images", "linked")["images"] == 9
+    for name in ("._0.png", "@eaDir/0.png", "photo.heic"):
+        (place / "images" / name).parent.mkdir(exist_ok=True)
+        (place / "images" / name).write_bytes(b"no image")
+    words = ["heal", str(place / "library.db"), "--checkpoint", str(place / "backbone.safetensors")]
+    shown = CliRunner().invoke(cli, [*words, "--images", str(place / "images"), *FEW])
+    assert shown.exit_code == 0
+    assert shown.stderr.startswith(
+        f"left out of {place / 'images'}: 1 .heic file, 1 .me file, 1 hidden file, 1 folder (@eaDir); "
+    )
+    assert shown.stderr.count("left out of") == 1
+
+
+@pytest.mark.parametrize("command", ["create", "seed", "heal", "serve"])
+def test_help_names_the_types_of_images_that_are_read(command):
+    shown = CliRunner().invoke(cli, [command, "--help"]).stdout
+    assert f"({TYPES_IN_WORDS})" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

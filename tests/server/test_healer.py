@@ -206,6 +206,16 @@ def test_images_that_are_no_use_are_told_once_and_nobody_waits_for_them(other, c
         assert workers() == others
 
 
+def test_what_is_left_out_of_the_public_images_is_logged_once(other, caplog):
+    (other.place / "images" / "0" / "photo.heic").write_bytes(b"of a phone")
+    (other.place / "images" / "@eaDir").mkdir()
+    with other.healer():
+        pass
+    told = [line for line in caplog.messages if line.startswith("left out of")]
+    assert len(told) == 1
+    assert "images: 1 .heic file, 1 folder (@eaDir); image files end in" in told[0]
+
+
 def test_no_images_and_no_time_are_refused_before_anything_is_started(other, tmp_path):
     with pytest.raises(InputError, match="0 seconds to heal a network; give a number above 0"):
         other.healer(seconds=0)
