@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from common.errors import TaskDataError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-"""Of the files that are taken for images in a folder."""
 COLOURS = {1: "L", 3: "RGB"}
 """Channels of a network's input -> the mode in which Pillow has them."""
+SIXTEEN_BITS = frozenset({"PNG", "PPM"})
+"""Formats of which Pillow, or an older one, has pixels of 16 bits in mode I, which is for 32."""
 LARGEST_PIXELS = 2 * 89_478_485
 """Beyond these Pillow opens no image; neither is one resized to more."""
 
@@ -31,6 +31,11 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image upright, by its orientation in EXIF: of 1, and what is none, nothing does."""
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
+# Pillow unpacks at most 1 MiB of each text and colour profile of a PNG, and keeps at most 64 MiB of text
+# in all. Programs write more than 1 MiB, as in XMP with a history of edits, so one text may be as long as
+# all together. What unpacks to more is still refused, long before it takes as much memory as pixels may.
 
 Pixels = TypeVar("Pixels")
 
@@ -51,11 +56,19 @@ def read_image(path: Path, to_pixels: Callable[[Image.Image], Pixels]) -> Pixels
 
 
 def prepared(image: Image.Image, channels: int) -> Image.Image:
-    """An image upright as its EXIF says, with 8 bits, in grey (1 channel) or in colour (3)."""
+    """An image upright as its EXIF says, with 8 bits, in grey (1 channel) or in colour (3).
+
+    TaskDataError for pixels of 32 bits.
+    """
     orientation = _orientation(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # 16 bits, as older Pillow has them of a PNG too: it would clip what is above 255.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        # Pillow would clip what is above 255.
         image = image.convert("I").point(lambda value: value / 256)
+    elif image.mode in ("I", "F"):
+        raise TaskDataError(
+            "its pixels are numbers of 32 bits, which do not say what is black and what is white; save "
+            "it with 8 or 16 bits"
+        )
     mode = COLOURS[channels]
     image = image if image.mode == mode else image.convert(mode)
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image

@@ -180,11 +180,124 @@ def test_what_is_no_image_is_named_in_a_sentence(tmp_path, spoil, read):
     assert "\n" not in str(e.value)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def put_behind_the_header(path, *chunks: bytes) -> None:
+    """Chunks that say something of a PNG, before its pixels."""
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + b"".join(chunks) + content[33:])
+
+
+def international_text(key: bytes, text: bytes) -> bytes:
+    return chunk(b"iTXt", key + b"\0\1\0\0\0" + zlib.compress(text))
+
+
+MEGABYTES = 2**20
+LONG_TEXTS = {
+    "XMP of 3 MB": lambda: international_text(b"XML:com.adobe.xmp", b"<x/>" * (3 * MEGABYTES // 4)),
+    "a comment of 3 MB": lambda: chunk(
+        b"zTXt", b"Comment\0\0" + zlib.compress(b"word " * (3 * MEGABYTES // 5))
+    ),
+    "a colour profile of 3 MB": lambda: chunk(
+        b"iCCP", b"press\0\0" + zlib.compress(bytes(3 * MEGABYTES))
+    ),
+    "texts of 50 MB in all": lambda: b"".join(
+        international_text(b"edits %d" % number, b"x" * 10 * MEGABYTES) for number in range(5)
+    ),
+}
+BOMBS = {
+    "a text of 65 MB": lambda: international_text(b"XML:com.adobe.xmp", bytes(65 * MEGABYTES)),
+    "a comment of 65 MB": lambda: chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(65 * MEGABYTES))),
+    "a colour profile of 65 MB": lambda: chunk(
+        b"iCCP", b"press\0\0" + zlib.compress(bytes(65 * MEGABYTES))
+    ),
+    "many texts of 13 MB": lambda: b"".join(
+        international_text(b"edits %d" % number, b"x" * 13 * MEGABYTES) for number in range(5)
+    ),
+}
+
+
+@READING
+@pytest.mark.parametrize("text", LONG_TEXTS.values(), ids=LONG_TEXTS.keys())
+def test_a_png_may_say_much_of_itself(tmp_path, read, text):
+    drawn((80, 50)).save(tmp_path / "plain.png")
+    drawn((80, 50)).save(tmp_path / "image.png")
+    put_behind_the_header(tmp_path / "image.png", text())
+    expected = read(backbone((3, 64, 64)), tmp_path / "plain.png")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / "image.png"), expected)
+
+
+@READING
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
+def test_a_png_that_unpacks_to_more_text_than_an_image_needs_is_refused(tmp_path, read, text):
+    drawn((80, 50)).save(tmp_path / "bomb.png")
+    put_behind_the_header(tmp_path / "bomb.png", text())
+    assert (tmp_path / "bomb.png").stat().st_size < MEGABYTES
+    with pytest.raises(TaskDataError, match=r"bomb\.png cannot be read .*[Tt]oo (large|much memory)"):
+        read(backbone((3, 64, 64)), tmp_path / "bomb.png")
+
+
+@READING
+def test_a_jpeg_may_say_much_of_itself(tmp_path, read):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.ImageDescription] = "x" * 60_000
+    drawn((80, 50)).save(tmp_path / "image.jpg", exif=exif, icc_profile=bytes(3 * MEGABYTES))
+    drawn((80, 50)).save(tmp_path / "plain.jpg")
+    with Image.open(tmp_path / "plain.jpg") as image:
+        image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    expected = read(backbone((3, 64, 64)), tmp_path / "upright.png")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / "image.jpg"), expected)
+
+
+WITH_SEVERAL = {
+    "gif": {"save_all": True},
+    "webp": {"save_all": True, "lossless": True},
+    "apng": {"save_all": True, "format": "PNG"},
+    "tif": {"save_all": True},
+    "mpo": {"save_all": True, "format": "MPO"},
+    "jpg": {"save_all": True, "format": "MPO"},
+}
+"""Files of several images; phones write MPO under the name of a JPEG."""
+
+
+@READING
+@pytest.mark.parametrize("suffix", WITH_SEVERAL)
+def test_of_a_file_of_several_images_the_first_counts(tmp_path, read, suffix):
+    first, path = Image.new("RGB", (80, 50), (90, 90, 90)), tmp_path / f"image.{suffix}"
+    others = [Image.new("RGB", (80, 50), (shade,) * 3) for shade in (0, 255)]
+    first.save(path, append_images=others, **WITH_SEVERAL[suffix])
+    found = read(backbone((3, 64, 64)), path)
+    assert np.abs(found.astype(int) - 90).max() <= 1
+
+
+@READING
+def test_what_is_in_a_file_counts_and_not_its_suffix(tmp_path, read):
+    drawn((80, 50)).save(tmp_path / "image.jpg")
+    drawn((80, 50)).save(tmp_path / "wrong.png", "JPEG")
+    expected = read(backbone((3, 64, 64)), tmp_path / "image.jpg")
+    assert np.array_equal(read(backbone((3, 64, 64)), tmp_path / "wrong.png"), expected)
+
+
+@READING
+def test_a_pgm_of_16_bits_is_divided_by_256_as_a_png_is(tmp_path, read):
+    values = np.array([GREYS], dtype=">u2").tobytes()
+    (tmp_path / "grey.pgm").write_bytes(b"P5 6 1 65535\n" + values)
+    assert read(backbone((1, 1, 6)), tmp_path / "grey.pgm").tolist() == [[IN_8_BITS]]
+
+
+@READING
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_32_bits_are_refused_as_nothing_says_what_is_white(tmp_path, read, mode):
+    Image.new(mode, (6, 1), 1).save(tmp_path / "science.tif")
+    with pytest.raises(TaskDataError, match=r"science\.tif cannot .*32 bits.* save it with 8 or 16 bits"):
+        read(backbone((1, 1, 6)), tmp_path / "science.tif")
+
+
 def enormous(path, width: int, height: int) -> None:
     """A PNG of one colour by its header alone: a file of some bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
