@@ -30,10 +30,12 @@ from client.adapt import Adaptation, Step
 from client.download import NAME as PARTIAL
 from client.download import partial_files
 from client.export import decode_network, save_network
+from common.class_names import composed
 from common.envelope import LENGTHS, MAGIC, seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError
 from common.exchange import Assignment, Offer, Receipt, TaskDescription
 from common.files import Data, read_whole, write_whole
+from common.image_folders import is_of_a_system
 from common.proto_codec import (
     MALFORMED,
     decode_assignment,
@@ -91,7 +93,8 @@ class State:
         self._offer: Offer | None = None
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            strange = [path.name for path in sorted(directory.iterdir()) if not _is_ours(path.name)]
+            names = sorted(path.name for path in directory.iterdir())
+            strange = [name for name in names if not (_is_ours(name) or is_of_a_system(name))]
             if strange:
                 raise InputError(
                     f"{directory} holds {strange[0]!r}, which is none of a device's steps; give a "
@@ -139,7 +142,7 @@ class State:
 
         What the server is told nothing of stays only once the network is adapted.
         """
-        known = self._json(SETTINGS, lambda text: dict(text)) or {}
+        known = self._json(SETTINGS, _settings) or {}
         begun, adapted = self.begun, self._any_of(CONTRIBUTION, RECEIPT)
         for name, value in settings.items():
             stays = adapted if name in UNTOLD else begun
@@ -154,7 +157,7 @@ class State:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The class names of the task, as far as they are known; the adapted network has them too."""
-        known = self._json(SETTINGS, lambda text: tuple(text["classes"]) if "classes" in text else None)
+        known = tuple((self._json(SETTINGS, _settings) or {}).get("classes", ()))
         return known or self._used(NETWORK, lambda path: decode_network(read_whole(path)).classes)
 
     @property
@@ -324,6 +327,14 @@ def _is_ours(name: str) -> bool:
     return name in NAMES or PARTIAL.fullmatch(name) is not None or (
         unfinished is not None and unfinished["name"] in NAMES
     )  # fmt: skip
+
+
+def _settings(content: Any) -> dict[str, Any]:
+    settings = dict(content)
+    if "classes" in settings:
+        # A system may have written them in another form of Unicode.
+        settings["classes"] = [composed(name) for name in settings["classes"]]
+    return settings
 
 
 def _measured(content: Any) -> dict[str, Any]:

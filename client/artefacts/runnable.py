@@ -15,6 +15,7 @@ from client.artefacts.card import Card, card_path, digest_of, read_card
 from client.artefacts.kinds import suffix_of
 from client.artefacts.transform import Transform
 from client.processor import counts_in_32_bits
+from common.class_names import composed
 from common.errors import InputError, WeightsError
 from common.files import read_whole
 
@@ -28,7 +29,7 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Runnable:
-    """A network as its artefact has it: class names as its logits go, and how images are prepared."""
+    """A network as its artefact has it: class names (NFC) as its logits go, how images are prepared."""
 
     classes: tuple[str, ...]
     transform: Transform
@@ -157,7 +158,7 @@ def _described(path: Path, words: Mapping[str, str], where: str) -> tuple[tuple[
         transform = Transform.of_backbone(description)
     except ValueError as error:  # InputError is one
         raise WeightsError(f"{path} does not tell how images are prepared ({error}); {GIVE}") from error
-    return tuple(words["classes"].split("\n")), transform
+    return tuple(map(composed, words["classes"].split("\n"))), transform
 
 
 def version_of(package: str) -> str:

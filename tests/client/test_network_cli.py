@@ -1,7 +1,9 @@
 """`maskvote-client evaluate` and `export`: what they tell is true of the network and the images."""
 
 import json
+import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ from client.cli import cli
 from client.export import OPSET, TOLERANCE, SavedNetwork, load_network, save_network
 from common.command_line import run
 from common.fitting import accuracy
+from common.image_folders import SUFFIXES_IN_WORDS, TYPES_IN_WORDS
 from common.rebuild import rebuild
 from common.task_data import load_folder
+from common.tensor_file import write_tensors
 
 IMAGES = dict(zip(CLASSES, (3, 4, 5, 150), strict=True))
 """Evaluation images of each class: more than a batch in all."""
@@ -166,6 +170,41 @@ def test_of_hundreds_of_other_classes_ten_are_named(call, place, tmp_path):
     assert "bird 010" not in err
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_classes_are_matched_in_whichever_form_unicode_has_their_names(call, tmp_path, saved, form):
+    names = ("owl", "wren", "café", "naïve")
+    of_network, of_folders = names, [unicodedata.normalize(form, name) for name in names]
+    if form == "NFC":  # written by a version that kept them as they were found
+        of_network = tuple(unicodedata.normalize("NFD", name) for name in names)
+    header = {"backbone": saved.backbone.to_json(), "classes": "\n".join(of_network)}
+    (tmp_path / "network").write_bytes(write_tensors(saved.network.state_dict(), header))
+    for part in ("train", "val"):
+        draw(tmp_path / "mine" / part, dict.fromkeys(of_folders, 3))
+    words = ("--network", tmp_path / "network", "--data", tmp_path / "mine", "--json")
+    status, out, err = call("evaluate", *words)
+    assert (status, err) == (0, "")
+    assert [row["class"] for row in json.loads(out)["classes"]] == sorted(names)
+    kept = ("--format", "safetensors", "--out", tmp_path / "out.safetensors")
+    status, out, err = call("export", *words, *kept)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["accuracy"]["images"] == 12
+    assert load_network(tmp_path / "out.safetensors").classes == names
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_what_is_no_image_of_the_task_is_told_once(call, place, tmp_path, command):
+    mine = Path(shutil.copytree(place / "mine", tmp_path / "mine"))
+    for name in ("._0.png", "0.heic", "@eaDir/0.png"):
+        path = mine / "val" / CLASSES[0] / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    out = ("--format", "safetensors", "--out", tmp_path / "out.safetensors")
+    words = ("--network", place / "network", "--data", mine, *(out if command == "export" else ()))
+    status, _, err = call(command, *words)
+    assert (status, err.count("left out of")) == (0, 1)
+    assert f"{mine}: 1 .heic file, 1 hidden file, 1 folder (@eaDir); image files end in .png" in err
+
+
 # export
 
 
@@ -227,3 +266,12 @@ def test_the_help_of_each_command_has_an_example(call):
         status, out, _ = call(command, "--help")
         assert status == 0
         assert f"Example: maskvote-client {command} --network" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("command", ["adapt", "describe", "evaluate", "export"])
+def test_help_names_the_types_of_images_that_are_read(call, command):
+    assert f"({TYPES_IN_WORDS})" in " ".join(call(command, "--help")[1].split())
+
+
+def test_help_of_predict_names_the_suffixes_of_images(call):
+    assert SUFFIXES_IN_WORDS in " ".join(call("predict", "--help")[1].split())

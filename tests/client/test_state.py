@@ -113,6 +113,15 @@ def test_only_its_owner_may_read_it(directory):
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 
 
+def test_what_a_system_puts_there_is_nobodys_step_and_stays(directory, done):
+    for name in (".DS_Store", "._settings.json", "Thumbs.db"):
+        (directory / name).write_bytes(b"of a system")
+    (directory / "@eaDir").mkdir()
+    with State(directory) as state:
+        assert state.receipt == done["receipt"]
+    assert {".DS_Store", "._settings.json", "Thumbs.db", "@eaDir"} < {p.name for p in directory.iterdir()}
+
+
 def test_two_processes_are_not_at_it_at_once(directory):
     in_use = f"{directory} is in use by another process"
     with State(directory), pytest.raises(InputError, match=in_use):
