@@ -13,20 +13,23 @@ import click
 from click.core import ParameterSource
 
 from common.backbone import classes_of
-from common.command_line import settings_option, show, show_json
+from common.command_line import remark, settings_option, show, show_json
 from common.errors import InputError
+from common.image_folders import TYPES_IN_WORDS
 from common.model_names import timm_name
 from server.model_options import DEVICE, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
 from simulations.run_directory import SMALL, RunDirectory, RunSettings
-from simulations.running import cells_of, left_out, measure, prepare
+from simulations.running import cells_of, left_out, measure, prepare, told_left_out
 from simulations.stages import stages
 
 LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
 """What --large asks for, where nothing else is given: days on two cores."""
 BEGINS = {setting.name for setting in fields(RunSettings)} - SMALL | {"large"}
 """Parameters of the command that say how a run begins, and nothing to one that goes on."""
+
+COUNT = click.IntRange(min=1)
 
 
 @click.command()
@@ -37,13 +40,15 @@ BEGINS = {setting.name for setting in fields(RunSettings)} - SMALL | {"large"}
 @click.option("--backbone", "model", help="A timm model name; begins a run.")
 @model_options
 @click.option("--checkpoint", default="", help="Safetensors file; without it, what timm publishes.")
-@click.option("--data", help="Where tasks come from: DIRECTORY (train/CLASS/*, val/CLASS/*), "
-              "torchvision:NAME:DIRECTORY, or glyphs.")  # fmt: skip
-@click.option("--public", default="", help="Public images to heal on, likewise.")
-@settings_option("--library-tasks", default=RunSettings.library_tasks)
-@settings_option("--tasks", "tasks_a_seed", default=RunSettings.tasks_a_seed, help="New tasks a seed.")
-@settings_option("--seeds", default=RunSettings.seeds)
-@settings_option("--images", default=RunSettings.images, help="Training images a class.")
+@click.option("--data", help="Where tasks come from: DIRECTORY (images in train/CLASS/ and val/CLASS/: "
+              f"{TYPES_IN_WORDS}), torchvision:NAME:DIRECTORY, or glyphs.")  # fmt: skip
+@click.option("--public", default="", help="Public images to heal on: DIRECTORY in any layout, or as "
+              "--data.")  # fmt: skip
+@settings_option("--library-tasks", type=click.IntRange(min=0), default=RunSettings.library_tasks)
+@settings_option("--tasks", "tasks_a_seed", type=COUNT, default=RunSettings.tasks_a_seed,
+                 help="New tasks a seed.")  # fmt: skip
+@settings_option("--seeds", type=COUNT, default=RunSettings.seeds)
+@settings_option("--images", type=COUNT, default=RunSettings.images, help="Training images a class.")
 @click.option("--small", "small_model", help="A small network off the shelf to hold the others against: "
               "a timm model name; a run that began without one takes it, too.")  # fmt: skip
 @click.option("--small-checkpoint", default="", help="Its safetensors file, or timm's own.")
@@ -51,7 +56,7 @@ BEGINS = {setting.name for setting in fields(RunSettings)} - SMALL | {"large"}
               "but for what is given.")  # fmt: skip
 @DEVICE
 @click.option("--only", default="", help="Ways to measure, as figures name them: 'SMSP healed,L1'.")
-@settings_option("--workers", default=2, help="Cells at a time, a processor each.")
+@settings_option("--workers", type=COUNT, default=2, help="Cells at a time, a processor each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
 @click.pass_context
 def experiment(
@@ -130,9 +135,9 @@ def experiment(
         run.hold_against(small_model, small_checkpoint)
     run.note_command(f"maskvote-sim {shlex.join(sys.argv[1:])}")
     for why, ways in left_out(run, chosen).items():
-        click.echo(f"left out: {', '.join(ways)}: {why}", err=True)
+        remark(told_left_out(ways, why))
     with stages(as_json) as watch:
-        prepare(run, chosen, workers, watch)
+        prepare(run, chosen, workers, watch, remark)
         failed = measure(run, chosen, workers, watch)
     records = read_records(run.cells)
     if as_json:

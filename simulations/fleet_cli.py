@@ -15,11 +15,13 @@ import numpy as np
 from safetensors.torch import save
 
 from common.backbone import Backbone, backbone_weights, classes_of, read_weights
-from common.command_line import settings_option, show_json
+from common.budget import Budget, check_feasible
+from common.command_line import remark, settings_option, show_json
 from common.errors import InputError
 from common.exchange import METHODS, Method
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
+from common.image_folders import TYPES_IN_WORDS
 from common.pruning import PruningSettings
 from server.founding import found_library
 from simulations.baselines import ALTERNATIVES
@@ -35,8 +37,9 @@ from simulations.fleet import (
 )
 from simulations.plot_cli import show_record
 from simulations.plots import curves
+from simulations.pools import check_two_sides
 from simulations.stages import Watch, stages
-from simulations.tasks import ClassPool, TaskChoice, draw_tasks, read_pool
+from simulations.tasks import ClassPool, TaskChoice, draw_tasks, pool_folder, read_pool
 
 RUNS = click.option(
     "--out",
@@ -45,6 +48,7 @@ RUNS = click.option(
     show_default=True,
     help="Where runs go, each into a directory of its own.",
 )
+COUNT = click.IntRange(min=1)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
 
 
@@ -104,13 +108,14 @@ def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool)
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    help="A directory of train/CLASS/* and val/CLASS/*; tasks are subsets of its classes.",
+    help=f"A directory of images ({TYPES_IN_WORDS}) in train/CLASS/ and val/CLASS/; tasks are subsets of "
+    "its classes.",
 )
 @RUNS
-@settings_option("--library-tasks", default=12)
-@settings_option("--devices", default=6)
-@settings_option("--ways", default=10, help="Classes of a task.")
-@settings_option("--images", default=200, help="Training images a class, at most.")
+@settings_option("--library-tasks", type=COUNT, default=12)
+@settings_option("--devices", type=COUNT, default=6)
+@settings_option("--ways", type=click.IntRange(min=2), default=10, help="Classes of a task.")
+@settings_option("--images", type=COUNT, default=200, help="Training images a class, at most.")
 @settings_option("--keep-ratio", default=0.1, help="Share of the backbone's units a device affords.")
 @settings_option("--method", type=click.Choice(METHODS), default="smsp")
 @settings_option("--iterations", default=FineTuneSettings.iterations)
@@ -122,7 +127,7 @@ def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool)
     default="random,L1,scratch",
     help=f"What devices would get instead, of {', '.join(ALTERNATIVES)}.",
 )
-@settings_option("--workers", default=2, help="Devices at a time, a processor each.")
+@settings_option("--workers", type=COUNT, default=2, help="Devices at a time, a processor each.")
 @settings_option("--seed", default=0)
 @JSON
 def fleet(
@@ -170,6 +175,12 @@ def fleet(
         workers=workers,
         seed=seed,
     )
+    folder = pool_folder(data)
+    check_two_sides(folder, data)
+    drawn = np.random.default_rng(seed)
+    seeds = draw_tasks(len(folder.train), library_tasks, ways, drawn, "library")
+    new = draw_tasks(len(folder.train), devices, ways, drawn, "device")
+    remark(folder.left_out.sentence(data))
     backbone = Backbone.from_timm(
         model, num_classes=classes_of(checkpoint, model, num_classes), image_size=image_size
     )
@@ -180,9 +191,6 @@ def fleet(
         write_whole(checkpoint, save(weights))
     with stages(as_json) as watch:
         pool = read_pool(data, backbone, lambda done, n: watch("reading photographs", done, n))
-        drawn = np.random.default_rng(seed)
-        seeds = draw_tasks(len(pool.names), library_tasks, ways, drawn, "library")
-        new = draw_tasks(len(pool.names), devices, ways, drawn, "device")
         record = _run_fleet(
             f"{backbone.model} on {data.name}",
             directory,
@@ -212,13 +220,15 @@ def _run_fleet(
     began = time.perf_counter()
     library = directory / "library.db"
     pool, backbone = seeds[0][0], seeds[0][0].backbone
-    found_library(
+    with found_library(
         library,
         backbone,
         read_weights(checkpoint, backbone),
         pool.task(pool.all_classes, owners=2, images=max(1, 2000 // len(pool.names))).train,
         seed=settings.seed,
-    ).close()
+    ) as founded:
+        ways = max(len(choice.classes) for _, choice in (*seeds, *devices))
+        check_feasible(founded.offer.structure, Budget(keep_ratio=settings.keep_ratio), ways)
     total = len(seeds) + len(devices)
     folders: dict[str, list[Path]] = {"library": [], "devices": []}
     for kind, tasks, owner in (("library", seeds, 0), ("devices", devices, 1)):

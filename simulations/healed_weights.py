@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from common.backbone import Weights, read_weights
 from common.errors import InputError
 from common.files import read_whole, write_whole
-from common.images import LabelledImages
+from common.images import PIXEL_BYTES, LabelledImages
 from common.importance import magnitude
 from common.tensor_file import read_tensors
 from server.coordinator import VotingSettings
@@ -23,7 +24,7 @@ from server.healing.heal_library import heal_library, store_of
 from server.healing.public_images import MOST_IMAGES
 from server.library import Library
 from server.voting import ranks
-from simulations.pools import open_pool
+from simulations.pools import open_public
 from simulations.tasks import Watch
 from simulations.way import Healing
 
@@ -54,6 +55,26 @@ class HealedWeights:
     def public(self) -> PublicImages:
         """The public images, and the backbone's features of them."""
         return self._public(lambda done, total: None)
+
+    def is_missing(self, kind: Healing, iterations: int | None) -> bool:
+        """Whether a backbone is to be healed in this way, and is not yet."""
+        if kind == "served":
+            library = self._run.path / "library.db"
+            return not library.exists() or self._has_no_store()
+        return kind in ("library", "empty") and not self._file(kind, iterations).exists()
+
+    def check_public(self, kind: Healing, watch: Watch) -> None:
+        """Read the public images that a healing needs, so that one that cannot be read is told at once.
+
+        The backbone's features of them are kept, as far as the healing needs those.
+        """
+        if kind != "served":
+            self._public(watch)
+            return
+        images, _ = self._images(MOST_IMAGES, PIXEL_BYTES)
+        for indices in torch.arange(len(images)).split(256):
+            images.batch(indices)
+            watch(int(indices[-1]) + 1, len(images))
 
     def prepare(self, kind: Healing, iterations: int | None, watch: Watch) -> None:
         """Heal, if that was not done. InputError where the run has no public images."""
@@ -95,12 +116,17 @@ class HealedWeights:
             watch=watch,
         )
 
+    def _has_no_store(self) -> bool:
+        with Library.open(self._run.path / "library.db") as library:
+            return store_of(library).backbone() is None
+
     def _prepare_store(self, watch: Watch) -> None:
         run = self._run
         with Library.open(run.path / "library.db") as library:
             store = store_of(library)
             if store.backbone() is None:
-                public = PublicImages.of(run.backbone, run.weights, self._images(MOST_IMAGES), watch)
+                images, _ = self._images(MOST_IMAGES)
+                public = PublicImages.of(run.backbone, run.weights, images, watch)
                 ratios, settings = run.settings.heal_ratios, run.settings.healing
                 heal_library(library, run.weights, public, store, ratios, settings, watch=watch)
 
@@ -112,17 +138,18 @@ class HealedWeights:
             return healed.weights
 
     def _public(self, watch: Watch) -> PublicImages:
-        images = self._images(PUBLIC_IMAGES)
+        images, digest = self._images(PUBLIC_IMAGES)
         file = self._run.path / "public.safetensors"
-        if not file.exists():
-            found = PublicImages.of(self._run.backbone, self._run.weights, images, watch)
-            write_whole(file, save({"features": found.features}))
-            return found
-        tensors, _ = read_tensors(read_whole(file))
-        return PublicImages(images, tensors["features"])
+        if file.exists():
+            tensors, header = read_tensors(read_whole(file))
+            if header.get("images") == digest:
+                return PublicImages(images, tensors["features"])
+        found = PublicImages.of(self._run.backbone, self._run.weights, images, watch)
+        write_whole(file, save({"features": found.features}, {"images": digest}))
+        return found
 
-    def _images(self, most: int) -> LabelledImages:
+    def _images(self, most: int, pixel_bytes: int = sys.maxsize) -> tuple[LabelledImages, str]:
+        """Public images, and their digest."""
         if not self._run.settings.public:
             raise InputError("this run has no public images to heal on; begin one with --public")
-        pool = open_pool(self._run.settings.public, self._run.backbone)
-        return pool.task(pool.all_classes, images=max(2, most // len(pool.names))).train
+        return open_public(self._run.settings.public, self._run.backbone, most, pixel_bytes)

@@ -12,15 +12,16 @@ import click
 from safetensors.torch import save
 
 from common.backbone import Backbone, backbone_weights, classes_of
-from common.command_line import settings_option, show_json
+from common.command_line import remark, settings_option, show_json
 from common.errors import InputError
 from common.files import write_whole
 from common.fitting import accuracy
+from common.image_folders import TYPES_IN_WORDS
 from common.rebuild import rebuild
 from common.task_data import Task
 from server.healing.heal import PublicImages
 from server.model_options import DEVICE, model_options
-from simulations.pools import open_pool
+from simulations.pools import open_pool, source_folder
 from simulations.pretraining import PretrainingSettings, pretrain
 from simulations.stages import Watch, stages
 from simulations.tasks import Watch as CountWatch
@@ -29,8 +30,9 @@ from simulations.tasks import Watch as CountWatch
 @click.command("pretrain")
 @click.option("--backbone", "model", required=True, help="A timm model name.")
 @model_options
-@click.option("--data", required=True, help="Where classes and images come from: DIRECTORY "
-              "(train/CLASS/*, val/CLASS/*), torchvision:NAME:DIRECTORY, or glyphs.")  # fmt: skip
+@click.option("--data", required=True, help="Where classes come from: DIRECTORY (images in "
+              f"train/CLASS/ and val/CLASS/: {TYPES_IN_WORDS}), torchvision:NAME:DIRECTORY, or "
+              "glyphs.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The safetensors file.")
 @click.option("--teacher", help="A timm model name: its features of the same images are learnt too.")
 @click.option("--teacher-checkpoint", type=click.Path(path_type=Path), help="Its safetensors file.")
@@ -66,6 +68,8 @@ def pretrain_command(
     --out mobilenet.safetensors --teacher resnet18 --teacher-checkpoint resnet18.safetensors
     """
     recipe = PretrainingSettings(clip_norm=1.0, **settings)
+    if (folder := source_folder(data)) is not None:
+        remark(folder.left_out.sentence(data))
     with stages(as_json) as watch:
         build = partial(Backbone.from_timm, model, image_size=image_size, arguments=arguments)
         task = _all_classes(data, build(), partial(watch, "reading images"))

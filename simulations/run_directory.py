@@ -32,6 +32,7 @@ from common.mask import Mask
 from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
+from common.task_folder import TaskFolder
 from server.founding import contributor_of, found_library, seed_library, task_of
 from server.healing.drawn_votes import KeepRatios
 from server.healing.heal import HealingSettings
@@ -40,7 +41,7 @@ from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
 from simulations.healed_weights import HealedWeights
 from simulations.library_records import LIBRARY, STRUCTURE, LibraryMasks, read_library, write_library
-from simulations.pools import open_pool
+from simulations.pools import open_pool, source_folder
 from simulations.provenance import commit, versions
 from simulations.tasks import ClassPool, TaskChoice, Watch, draw_library, draw_new
 from simulations.way import LibraryKind
@@ -54,7 +55,8 @@ class RunSettings:
     data: str
     """Where tasks come from: a directory, `torchvision:NAME:DIRECTORY`, or `glyphs`."""
     public: str
-    """Where public images come from, likewise; "" is nowhere, and then nothing can be healed."""
+    """Where public images come from: a directory in any layout, or as for `data`; "" is nowhere, and then
+    nothing can be healed."""
     checkpoint: str = ""
     """Safetensors file; "" is what timm publishes."""
     num_classes: int | None = None
@@ -245,6 +247,16 @@ class RunDirectory:
         return open_pool(self.settings.data, self.backbone)
 
     @cached_property
+    def folder(self) -> TaskFolder | None:
+        """The images of these classes, none of them opened; None where they come from no directory."""
+        return source_folder(self.settings.data)
+
+    @property
+    def class_count(self) -> int:
+        """How many classes there are; no image of a directory is opened for it."""
+        return len(self.pool.names) if self.folder is None else len(self.folder.train)
+
+    @cached_property
     def structure(self) -> Structure:
         """The structure that the library was founded with."""
         with Library.open(self.path / "library.db") as library:
@@ -279,7 +291,7 @@ class RunDirectory:
     @cached_property
     def library_choices(self) -> list[TaskChoice]:
         """The library's tasks, as drawn."""
-        return draw_library(len(self.pool.names), self.settings.library_tasks)
+        return draw_library(self.class_count, self.settings.library_tasks)
 
     def library_task(self, choice: TaskChoice) -> Task:
         """A library task's data: half of the images, devices have the other half."""
@@ -296,7 +308,7 @@ class RunDirectory:
     def new_choices(self, kinds: Sequence[Tasks]) -> list[tuple[int, TaskChoice]]:
         """The devices' tasks, each with its seed."""
         settings = self.settings
-        return draw_new(len(self.pool.names), settings.tasks_a_seed, settings.seeds, kinds)
+        return draw_new(self.class_count, settings.tasks_a_seed, settings.seeds, kinds)
 
     def found(self) -> None:
         """The library without entries; its probe is fitted to some of its own side's images.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import cache, partial
 from pathlib import Path
 
 from server.founding import task_of
 from simulations.cells import Cells, asks_the_library
+from simulations.checks import check_inputs, check_keep_ratios, healings_to_come, too_small
 from simulations.experiments.experiment import Experiment
 from simulations.fleet import worker_processes
 from simulations.records import Cell, Record, append, pending, read_records
@@ -54,17 +55,35 @@ def _obstacle(run: RunDirectory, way: Way) -> str:
         return f"{run.path} has no small network; give it one with --small"
     if way.healing != "none" and not settings.public:
         return f"{run.path} has no public images to heal on; begin another run with --public"
-    return ""
+    return "" if way.mask == "neighbours" else too_small(run, way.keep_ratio)
 
 
-def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, watch: Watch) -> None:
+def prepare(
+    run: RunDirectory,
+    experiments: Sequence[Experiment],
+    workers: int,
+    watch: Watch,
+    tell: Callable[[str], object] = lambda sentence: None,
+) -> None:
     """Found the run's library; seed it, let others grow, and heal, as far as these ways want that.
 
-    InputError where weights are others than those that the run was measured on.
+    All that they need is checked before the library is seeded. `tell` is called with what is left out of
+    the directories of images, and with ways that turn out to be too small for the backbone. InputError
+    where anything is missing, or weights are others than those that the run was measured on.
     """
+    known = left_out(run, experiments)
+    ways, waiting = _ways(run, experiments)
+    for sentence in check_inputs(run, ways, waiting):
+        tell(sentence)
     run.found()
-    ways = [way for experiment in experiments for way in ways_of(run, experiment)]
+    for why, names in left_out(run, experiments).items():
+        if why not in known:
+            tell(told_left_out(names, why))
+    ways, waiting = _ways(run, experiments)
+    check_keep_ratios(run, ways)
     run.note_weights(small=any(way.mask == "small network" for way in ways))
+    for healing in healings_to_come(run, ways, waiting):
+        run.healed.check_public(healing, partial(watch, f"healing the backbone ({healing})"))
     if any(asks_the_library(way) for way in ways):
         _seed_library(run, workers, watch)
     for kind in sorted({way.library for way in ways} - {"seeded"}):
@@ -72,6 +91,18 @@ def prepare(run: RunDirectory, experiments: Sequence[Experiment], workers: int, 
     for healing, iterations in dict.fromkeys((way.healing, way.healing_iterations) for way in ways):
         if healing in ("library", "empty", "served"):
             run.healed.prepare(healing, iterations, partial(watch, f"healing the backbone ({healing})"))
+
+
+def told_left_out(names: Sequence[str], why: str) -> str:
+    """That ways are left out, in a sentence."""
+    return f"left out: {', '.join(names)}: {why}"
+
+
+def _ways(run: RunDirectory, experiments: Sequence[Experiment]) -> tuple[list[Way], set[Way]]:
+    """The ways that these experiments go, and those of them that are not all measured."""
+    ways = [way for experiment in experiments for way in ways_of(run, experiment)]
+    cells = [cell for experiment in experiments for cell in cells_of(run, experiment)]
+    return ways, {cell.way for cell in pending(cells, read_records(run.cells))}
 
 
 def _seed_library(run: RunDirectory, workers: int, watch: Watch) -> None:

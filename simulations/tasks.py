@@ -13,9 +13,10 @@ from torch import Tensor
 
 from common.backbone import Backbone
 from common.errors import TaskDataError
-from common.image_reading import IMAGE_SUFFIXES, read_image
+from common.image_reading import read_image
 from common.images import PixelImages, pixel_transform
 from common.task_data import Task
+from common.task_folder import TaskFolder, read_task_folder
 from simulations.domains import DOMAINS
 
 Watch = Callable[[int, int], None]
@@ -157,10 +158,10 @@ def draw_classes(classes: int, ways: int, kind: Kind, generator: np.random.Gener
     return tuple(sorted(chosen.tolist()))
 
 
-def read_pool(path: Path, backbone: Backbone, watch: Watch | None = None) -> ClassPool:
-    """The classes of a directory of `train/CLASS/*` and `val/CLASS/*`, decoded into memory.
+def pool_folder(path: Path) -> TaskFolder:
+    """The images of classes that tasks are drawn from, none of them opened.
 
-    Raises TaskDataError naming the directory or file that is no use.
+    Raises TaskDataError for a directory without `train` or `val`, and as `read_task_folder`.
     """
     path = Path(path)
     for part in ("train", "val"):
@@ -169,19 +170,26 @@ def read_pool(path: Path, backbone: Backbone, watch: Watch | None = None) -> Cla
                 f"{path / part} is not a directory; put images into {path}/train/CLASS/ and "
                 f"{path}/val/CLASS/"
             )
-    names = tuple(sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir()))
+    return read_task_folder(path)
+
+
+def read_pool(path: Path, backbone: Backbone, watch: Watch | None = None) -> ClassPool:
+    """The classes of a directory of `train/CLASS` and `val/CLASS`, decoded into memory.
+
+    Raises TaskDataError naming the directory or file that is no use.
+    """
+    folder = pool_folder(path)
+    assert folder.evaluation is not None
     to_pixels = pixel_transform(backbone)
 
-    def read(folder: Path) -> Tensor:
-        files = sorted(f for f in folder.glob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise TaskDataError(f"{folder} holds no image; add some, or remove the class")
+    def read(files: Sequence[Path]) -> Tensor:
         return torch.stack([read_image(file, to_pixels) for file in files])
 
+    names = tuple(folder.train)
     train, evaluation = [], []
     for done, name in enumerate(names):
-        train.append(read(path / "train" / name))
-        evaluation.append(read(path / "val" / name))
+        train.append(read(folder.train[name]))
+        evaluation.append(read(folder.evaluation[name]))
         if watch is not None:
             watch(done + 1, len(names))
     return ClassPool(names, tuple(train), tuple(evaluation), backbone)
