@@ -30,12 +30,22 @@ def sentences_of(artefact: Path, card: Card) -> Iterator[str]:
         )
     if "accuracy" in card:
         yield _of_accuracy(card)
+        yield from _of_calibration(card["accuracy"])
     latency = card["latency"]
     yield (
         f"One image takes {latency['milliseconds']:.2f} ms here, with {latency['runtime']} and "
         f"{latency['threads']} thread{'s' * (latency['threads'] != 1)} of {latency['processor']}."
     )
     yield f"All of this stands in {card_path(artefact)}: keep it beside the artefact."
+
+
+def _of_calibration(found: Card) -> Iterator[str]:
+    """Nothing for cards of versions that did not measure it."""
+    if "expected_calibration_error" in found:
+        yield (
+            f"Its probabilities are {found['mean_confidence']:.1%} on average; expected calibration error "
+            f"{found['expected_calibration_error']:.3f} (0 is best, at most 1)."
+        )
 
 
 def _of_accuracy(card: Card) -> str:

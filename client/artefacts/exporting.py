@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from client.artefacts.card import write_artefact
 from client.artefacts.executorch_program import program_of
-from client.artefacts.facts import facts_of, found_by, latency_of
+from client.artefacts.facts import all_logits, facts_of, latency_of
 from client.artefacts.int8 import quantised
 from client.artefacts.kinds import check_suffix
 from client.artefacts.runnable import Logits, onnx_logits, onnx_session, open_artefact, version_of
 from client.artefacts.torch_network import logits_of
 from client.export import OPSET, SavedNetwork, checked_graph
+from common.calibration import calibration_of
 from common.errors import InputError
 from common.files import Data
 from common.task_data import Task
@@ -129,12 +131,17 @@ def _run(graph: bytes) -> Logits:
 
 def _accuracy(made: _Made, judges: Judges, told: Told) -> dict[str, Any]:
     images = judges.task.evaluation
-    wanted = torch.tensor(judges.logit_of)[images.labels]
-
-    def right(logits: Logits) -> float:
-        found = found_by(logits, images, lambda done: None)
-        return int((found == wanted).sum()) / len(images)
-
+    wanted = np.array(judges.logit_of)[images.labels.numpy()]
     told("Judging")
-    accuracy = {"images": len(images), "share_right": right(made.logits)}
-    return accuracy if made.whole is None else {**accuracy, "share_right_float32": right(made.whole)}
+    logits = all_logits(made.logits, images)
+    calibration = calibration_of(logits, wanted)
+    accuracy = {
+        "images": len(images),
+        "share_right": float((logits.argmax(axis=1) == wanted).mean()),
+        "mean_confidence": calibration.confidence,
+        "expected_calibration_error": calibration.error,
+    }
+    if made.whole is not None:
+        whole = all_logits(made.whole, images)
+        accuracy["share_right_float32"] = float((whole.argmax(axis=1) == wanted).mean())
+    return accuracy

@@ -83,11 +83,16 @@ def latency_of(logits: Logits, size: Sequence[int], runtime: str, threads: int) 
 
 def found_by(logits: Logits, images: LabelledImages, done: Done) -> Tensor:
     """Which logit is largest for each image, int64 (N,)."""
+    return torch.from_numpy(all_logits(logits, images, done).argmax(axis=1))
+
+
+def all_logits(logits: Logits, images: LabelledImages, done: Done = lambda count: None) -> np.ndarray:
+    """The logits (N, K) of all images, in their order."""
     parts = []
     for indices in torch.arange(len(images)).split(BATCH):
-        parts.append(torch.from_numpy(logits(images.batch(indices).numpy()).argmax(axis=1)))
+        parts.append(logits(images.batch(indices).numpy()))
         done(int(indices[-1]) + 1)
-    return torch.cat(parts)
+    return np.concatenate(parts)
 
 
 def _version(package: str) -> str | None:

@@ -13,11 +13,13 @@ from test_network_cli import draw
 
 from client.artefacts import int8, runnable
 from client.artefacts.card import digest_of
+from client.artefacts.card_words import sentences_of
 from client.artefacts.exporting import Judges, export_artefact
 from client.artefacts.int8 import drawn_images, quantised
 from client.artefacts.runnable import PRECISE, onnx_logits, onnx_session, open_artefact
 from client.export import SavedNetwork, checked_graph, save_network
 from common.backbone import Backbone
+from common.calibration import calibration_of
 from common.flops import counted_flops
 from common.task_data import load_folder
 
@@ -45,10 +47,14 @@ def quiet_export(kind: str, out: Path, saved: SavedNetwork, judges: Judges | Non
     return export_artefact(kind, out, saved, judges, lambda doing: None)
 
 
+def logits_in(file: Path, judges: Judges) -> np.ndarray:
+    images = judges.task.evaluation
+    return open_artefact(file, 1).logits(images.batch(torch.arange(len(images))).numpy())
+
+
 def share_right(file: Path, judges: Judges) -> float:
-    network, images = open_artefact(file, 1), judges.task.evaluation
-    found = network.logits(images.batch(torch.arange(len(images))).numpy()).argmax(1)
-    return float((found == np.array(judges.logit_of)[images.labels.numpy()]).mean())
+    wanted = np.array(judges.logit_of)[judges.task.evaluation.labels.numpy()]
+    return float((logits_in(file, judges).argmax(1) == wanted).mean())
 
 
 @pytest.mark.parametrize(("model", "arguments"), NETWORKS.values(), ids=NETWORKS.keys())
@@ -66,6 +72,13 @@ def test_int8_holds_int8_and_its_card_tells_what_it_does(mine, tmp_path, one_set
     assert card["accuracy"]["images"] == whole["accuracy"]["images"] == 40
     assert card["accuracy"]["share_right"] == pytest.approx(share_right(tmp_path / "int8.onnx", judges))
     assert card["accuracy"]["share_right_float32"] == whole["accuracy"]["share_right"]
+    for name, judged in (("int8.onnx", card), ("whole.safetensors", whole)):
+        logits = logits_in(tmp_path / name, judges)
+        found = calibration_of(logits, np.array(judges.logit_of)[judges.task.evaluation.labels.numpy()])
+        assert judged["accuracy"]["mean_confidence"] == pytest.approx(found.confidence, abs=1e-6)
+        assert judged["accuracy"]["expected_calibration_error"] == pytest.approx(found.error, abs=1e-6)
+        told = [*sentences_of(tmp_path / name, judged)]
+        assert any(f"expected calibration error {found.error:.3f}" in sentence for sentence in told)
     assert whole["accuracy"]["share_right"] == pytest.approx(
         share_right(tmp_path / "whole.safetensors", judges)
     )
