@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from common.adaptation import adapt_network
-from common.backbone import Backbone, read_weights
+from common.backbone import Backbone, classes_of, read_weights
 from common.budget import Budget
 from common.calibration import calibration_of, softmax
 from common.command_line import show
@@ -94,8 +94,9 @@ def main(
 ) -> None:
     """Adapt drawn tasks and judge accuracy and calibration before and after tuning."""
     torch.set_num_threads(1)
-    num_classes = 1000 if "lite0" in model else 100
-    backbone = Backbone.from_timm(model, num_classes=num_classes, image_size=image_size)
+    backbone = Backbone.from_timm(
+        model, num_classes=classes_of(checkpoint, model, None), image_size=image_size
+    )
     weights = read_weights(checkpoint, backbone)
     structure = backbone.structure()
     counts = allot(structure, Budget(keep_ratio=keep_ratio), classes=10)
@@ -123,7 +124,7 @@ def main(
                         "task": choice.name,
                         "images": each,
                         "iterations": done,
-                        "kept": getattr(adapted, "kept", done),
+                        "kept": adapted.kept,
                         "seconds": adapted.seconds,
                         **judged(logits_of(adapted.network, task), labels),
                     }

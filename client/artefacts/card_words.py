@@ -43,8 +43,8 @@ def _of_calibration(found: Card) -> Iterator[str]:
     """Nothing for cards of versions that did not measure it."""
     if "expected_calibration_error" in found:
         yield (
-            f"Its probabilities are {found['mean_confidence']:.1%} on average; expected calibration error "
-            f"{found['expected_calibration_error']:.3f} (0 is best, at most 1)."
+            f"Its probabilities are {found['mean_confidence']:.1%} on average; their expected calibration "
+            f"error is {found['expected_calibration_error']:.3f} (from 0, the best, to 1)."
         )
 
 

@@ -78,7 +78,7 @@ def test_int8_holds_int8_and_its_card_tells_what_it_does(mine, tmp_path, one_set
         assert judged["accuracy"]["mean_confidence"] == pytest.approx(found.confidence, abs=1e-6)
         assert judged["accuracy"]["expected_calibration_error"] == pytest.approx(found.error, abs=1e-6)
         told = [*sentences_of(tmp_path / name, judged)]
-        assert any(f"expected calibration error {found.error:.3f}" in sentence for sentence in told)
+        assert any(f"calibration error is {found.error:.3f}" in sentence for sentence in told)
     assert whole["accuracy"]["share_right"] == pytest.approx(
         share_right(tmp_path / "whole.safetensors", judges)
     )
