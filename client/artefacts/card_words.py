@@ -43,8 +43,8 @@ def _of_calibration(found: Card) -> Iterator[str]:
     """Nothing for cards of versions that did not measure it."""
     if "expected_calibration_error" in found:
         yield (
-            f"Its probabilities are {found['mean_confidence']:.1%} on average; their expected calibration "
-            f"error is {found['expected_calibration_error']:.3f} (from 0, the best, to 1)."
+            f"Its largest probabilities are {found['mean_confidence']:.1%} on average; their expected "
+            f"calibration error is {found['expected_calibration_error']:.3f} (from 0, the best, to 1)."
         )
 
 
