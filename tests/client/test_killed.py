@@ -12,9 +12,12 @@ from grpc_server import PLENTY, running_server
 from client.adapt import adapt_assignment, describe, generator_of
 from common.backbone import weights_digest
 from common.envelope import unseal
+from common.files import read_whole
 from common.fine_tune import FineTuneSettings
 from common.proto_codec import decode_task_description
 from common.task_data import load_folder
+from common.tensor_file import read_tensors
+from common.tuning_file import DIGEST_BYTES, EVERY_SECONDS
 from server.coordinator import Coordinator
 from server.library import Library
 from server.serving import ServeSettings
@@ -27,12 +30,12 @@ SECONDS = 60
 class Device:
     """A device that adapts by `maskvote-client adapt`, in one process after the other."""
 
-    def __init__(self, place: Path, images: Path, port: int) -> None:
+    def __init__(self, place: Path, images: Path, port: int, iterations: int = 3) -> None:
         self.state = place / "state"
         self._output = place / "output"
         self._words = [
             "adapt", "--data", str(images), "--server", f"127.0.0.1:{port}", "--state", str(self.state),
-            "--keep-ratio", "0.3", "--iterations", "3", "--json",
+            "--keep-ratio", "0.3", "--iterations", str(iterations), "--json",
         ]  # fmt: skip
 
     def start(self, largest_file: int | None = None):
@@ -145,3 +148,27 @@ def test_a_full_disk_is_told_and_when_there_is_room_it_goes_on(
     assert partial.stat().st_size == 300_000
     assert device.runs_within(SECONDS)
     check(library, device, undisturbed)
+
+
+def kept_of(file: Path) -> tuple[int, float]:
+    """Iterations done, and seconds of tuning, as a state's tuning file tells them."""
+    _, words = read_tensors(read_whole(file)[DIGEST_BYTES:])
+    place, told = json.loads(words["tuning"]), json.loads(words["adaptation"])
+    return place["done"], told["seconds"]["tune"]
+
+
+def test_a_device_killed_while_it_tunes_goes_on_in_the_middle_of_tuning(tmp_path, images, port):
+    """The file tells more after the second process than a process that begins anew could have done."""
+    device = Device(tmp_path, images, port, iterations=100_000)
+    device.kill_after("tuning")
+    done, seconds = kept_of(device.state / "tuning")
+    assert done > 0
+    process, deadline = device.start(), time.monotonic() + SECONDS
+    while (found := kept_of(device.state / "tuning"))[0] == done:
+        assert process.is_alive(), device.said
+        assert time.monotonic() < deadline, device.said
+        time.sleep(0.1)
+    process.kill()
+    process.join()
+    assert found[0] > done
+    assert found[1] > seconds + EVERY_SECONDS / 2
