@@ -179,6 +179,7 @@ class _Adaptation:
         if kept is not None:
             self._tuning.go_on(*kept)
             self._best.go_on(*kept)
+            self._network = self._tuning.network
             self.goes_on = True
 
     def fit(self) -> None:

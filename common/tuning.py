@@ -50,13 +50,13 @@ class Tuning:
         self._settings = settings
         self._generator = generator
         self._stages = stages
-        self._number = 0
+        self._number = self._done_before = 0
         self._begin_stage()
 
     @property
     def done(self) -> int:
         """Iterations that are done."""
-        return sum(stage.iterations for stage in self._stages[: self._number]) + self._steps.done
+        return self._done_before + (0 if self._finished else self._steps.done)
 
     @property
     def at_final_size(self) -> bool:
@@ -74,16 +74,12 @@ class Tuning:
         A deadline is shared out as the iterations are; all cuts are made in any case. `after_iteration`
         gets the iterations done. Raises Diverged.
         """
-        while True:
-            stage = self._stages[self._number]
+        scores: Scores = {}
+        while not self._finished:
             self._run_stage(deadline, after_iteration)
             scores = self._ranked()
-            if stage.counts is not None:
-                self._cut(scores, stage.counts)
-            if self._number + 1 == len(self._stages):
-                return scores
-            self._number += 1
-            self._begin_stage()
+            self._end_stage(scores)
+        return scores
 
     def scores(self) -> Scores | None:
         """How the units rank by the iterations of this stage; None where only the head is tuned."""
@@ -95,18 +91,27 @@ class Tuning:
         tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= {f"{STEPS}{name}": tensor for name, tensor in self._steps.stored().items()}
         tensors |= {KEPT: torch.from_numpy(self.mask.kept.copy()), IMPORTANCE: total}
-        place = {"stage": self._number, "done": self._steps.done, "observed": observed}
+        place = {
+            "stage": self._number,
+            "done before": self._done_before,
+            "done": self._steps.done,
+            "observed": observed,
+        }
         return tensors, {"tuning": json.dumps(place)}
 
     def go_on(self, tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> None:
         """Go on from what `stored` gave. KeyError, ValueError or an InputError for anything else."""
         place = json.loads(words["tuning"])
-        self._number = int(place["stage"])
+        self._number, self._done_before = int(place["stage"]), int(place["done before"])
         self.mask = Mask(self.mask.structure, tensors[KEPT].numpy())
         self.network = rebuild(self._backbone, _of(tensors, NETWORK), mask=self.mask)
         self._begin_stage()
         self._steps.go_on(int(place["done"]), _of(tensors, STEPS))
         self._taylor.totals = tensors[IMPORTANCE].clone(), int(place["observed"])
+
+    @property
+    def _finished(self) -> bool:
+        return self._number == len(self._stages)
 
     def _begin_stage(self) -> None:
         stage = self._stages[self._number]
@@ -142,10 +147,17 @@ class Tuning:
             precision=settings.precision,
         )
 
-    def _cut(self, scores: Scores, counts: Sequence[int]) -> None:
-        smaller = Mask.keep_top(self.mask.structure, scores, counts)
-        left = cut(self.network.state_dict(), smaller, within=self.mask)
-        self.network, self.mask = rebuild(self._backbone, left), smaller
+    def _end_stage(self, scores: Scores) -> None:
+        counts = self._stages[self._number].counts
+        if counts is not None:
+            smaller = Mask.keep_top(self.mask.structure, scores, counts)
+            left = cut(self.network.state_dict(), smaller, within=self.mask)
+            self.network, self.mask = rebuild(self._backbone, left), smaller
+        # By a deadline these may be fewer than were planned.
+        self._done_before += self._steps.done
+        self._number += 1
+        if not self._finished:
+            self._begin_stage()
 
 
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from common.errors import InputError, MaskvoteError
 from common.files import read_whole, write_whole
 from common.tensor_file import read_tensors, write_tensors
 
+VERSION = 1
+"""Of what is written: another one is not gone on with."""
 EVERY_SECONDS = 5.0
 """Least time between two writes."""
 MOST_SHARE = 0.05
@@ -40,7 +42,7 @@ class TuningFile:
             digest, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
             if hashlib.sha256(content).digest() == digest:
                 tensors, words = read_tensors(content)
-                if words.get("identity") == identity:
+                if words.get("identity") == f"{VERSION} {identity}":
                     return tensors, words
         return None
 
@@ -54,7 +56,7 @@ class TuningFile:
         began = time.monotonic()
         content = write_tensors(
             {name: tensor.detach().cpu() for name, tensor in tensors.items()},
-            {**words, "identity": identity},
+            {**words, "identity": f"{VERSION} {identity}"},
         )
         write_whole(self.path, hashlib.sha256(content).digest(), content)
         self.path.chmod(0o600)

@@ -15,6 +15,7 @@ from common.fine_tune import FineTuneSettings
 from common.fitting import accuracy
 from common.hold_out import held_out
 from common.images import PixelImages
+from common.pruning import PruningSettings
 from common.subnetwork import SubNetwork
 from common.task_data import Task
 
@@ -109,3 +110,14 @@ def test_probabilities_say_how_often_the_network_is_right(ours, half, iterations
     found = calibration_of(logits.numpy(), task.evaluation.labels.numpy())
     assert 0.3 < adapted.after < 0.97
     assert found.error < 0.1
+
+
+@pytest.mark.parametrize("iterations", [1, 12])
+def test_a_network_that_is_cut_in_its_last_iteration_is_compared_and_kept(ours, half, iterations):
+    """With no iteration left to settle in, it is the only one of its size."""
+    target = tuple(max(1, count // 2) for count in half.counts)
+    pruning = PruningSettings(rounds=2, settle=0.0)
+    settings = replace(SETTINGS, iterations=iterations)
+    adapted = adapt(ours, half, task_of(ours.backbone), settings=settings, target=target, pruning=pruning)
+    assert adapted.kept == adapted.iterations == iterations
+    assert adapted.pruned.mask.counts == target
