@@ -32,13 +32,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.served import Ground, prepare
 from client.adapt import describe
-from common.command_line import show
 from common.envelope import seal
 from common.exchange import Budget
 from common.files import write_whole
 from common.fitting import on_device_of
 from common.proto_codec import encode_assignment, encode_offer
 from common.subnetwork import SubNetwork
+from common.tables import show
 from common.task_data import Task, load_folder
 from server.coordinator import Coordinator
 from server.library import Library

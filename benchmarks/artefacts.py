@@ -38,7 +38,6 @@ from client.export import SavedNetwork, checked_graph
 from client.processor import processor
 from common.adaptation import adapt_network
 from common.backbone import Backbone, read_weights
-from common.command_line import show
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
 from common.images import PixelImages
@@ -47,6 +46,7 @@ from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Structure
 from common.subnetwork import cut
+from common.tables import show
 from common.task_data import Task
 from simulations.tasks import draw_tasks, read_pool
 

@@ -22,13 +22,13 @@ import numpy as np
 
 from common.backbone import Backbone
 from common.budget import Budget, Counts, LatencyTable, demands
-from common.command_line import show
 from common.errors import BudgetError
 from common.flops import counted_flops
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Structure
 from common.subnetwork import cut
+from common.tables import show
 from server.budget import allot
 
 MODELS = {

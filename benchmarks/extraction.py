@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone import Backbone
-from common.command_line import show
 from common.files import read_whole, write_whole
 from common.importance import magnitude
 from common.mask import Mask
 from common.structure import Structure
 from common.subnetwork import SubNetwork
+from common.tables import show
 
 COPY_LIMIT = 3.0
 """Cutting and serialising may take so many times what copying the kept tensors takes."""

@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks.grpc_door import Record, method, milliseconds, own_channel, share
 from benchmarks.served import Ground, answer, free_port, prepare, serving_process
-from common.command_line import show
 from common.grpc_codec import Resume, encode_fetch_probe, encode_fetch_subnetwork
 from common.proto_codec import MAX_MESSAGE_BYTES, encode_task_description
+from common.tables import show
 from server.library import Library
 
 CHANNELS = 4

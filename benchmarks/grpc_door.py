@@ -27,7 +27,6 @@ import numpy as np
 
 from benchmarks.served import Ground, Server, answer, prepare, serving_process
 from client.grpc_client import Connection, RemoteCoordinator
-from common.command_line import show
 from common.exchange import Contribution
 from common.grpc_codec import (
     DEVICES,
@@ -39,6 +38,7 @@ from common.grpc_codec import (
 )
 from common.mask import Mask
 from common.proto_codec import encode_task_description
+from common.tables import show
 from server.coordinator import Coordinator
 from server.library import Library
 

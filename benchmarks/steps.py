@@ -26,7 +26,6 @@ from torch import nn
 from torch.nn import functional
 
 from common.backbone import Backbone
-from common.command_line import show
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
 from common.fitting import on_device_of
@@ -36,6 +35,7 @@ from common.mask import Mask
 from common.pruning import tune_and_rank
 from common.rebuild import rebuild
 from common.subnetwork import cut, masked
+from common.tables import show
 
 CLASSES = 10
 CASES: Mapping[str, dict[str, Any]] = {

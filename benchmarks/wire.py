@@ -16,13 +16,13 @@ import timm
 
 from common.backbone import Backbone
 from common.budget import Budget
-from common.command_line import show
 from common.exchange import Assignment, Contribution, TaskDescription
 from common.importance import magnitude
 from common.mask import Mask
 from common.proto_codec import encode_assignment, encode_contribution, encode_task_description
 from common.signature import signature_of
 from common.subnetwork import SubNetwork
+from common.tables import show
 from server.budget import allot
 
 CLASSES = 10

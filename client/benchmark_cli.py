@@ -19,9 +19,10 @@ from client.task_options import (
     check_way,
     through_server,
 )
-from common.command_line import progress, settings_option, show, show_json
+from common.command_line import progress, settings_option, show_json
 from common.envelope import unseal
 from common.proto_codec import decode_offer
+from common.tables import show
 
 SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
 FILES = Way("by files", ("offer_file",))

@@ -24,11 +24,12 @@ from client.task_options import (
     check_way,
     through_server,
 )
-from common.command_line import remark, show, show_json
+from common.command_line import remark, show_json
 from common.envelope import seal, unseal
 from common.exchange import TaskDescription
 from common.privacy import Privacy
 from common.proto_codec import decode_offer
+from common.tables import show
 
 SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
 FILES = Way("by files", ("offer_file",))

@@ -15,9 +15,10 @@ from client.artefacts.kinds import SUFFIXES, check_suffix
 from client.artefacts.torch_network import logits_of
 from client.export import SavedNetwork, load_network
 from client.task_options import JSON, PATH
-from common.command_line import progress, remark, show, show_json
+from common.command_line import progress, remark, show_json
 from common.errors import MismatchError
 from common.image_folders import TYPES_IN_WORDS
+from common.tables import show
 from common.task_data import Task, load_folder
 
 NETWORK = click.option(

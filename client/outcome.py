@@ -8,8 +8,9 @@ from typing import Any
 from client.adapt import Adaptation
 from client.latency_table import MeasuredTable
 from common.budget import Budget, demands
-from common.command_line import show, show_json
+from common.command_line import show_json
 from common.exchange import Method
+from common.tables import show
 
 Facts = Mapping[str, Any]
 

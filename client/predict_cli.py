@@ -63,11 +63,16 @@ def predict(
         sinks: list[Sink] = []
         if out is not None:
             sinks.append(opened.enter_context(file_sink(out, top)))
+        # Kept from before the bars: while they show, rich sends what is written to stdout to stderr.
+        stdout = sys.stdout
         if as_json:
-            sinks.append(json_sink(_print))
+            sinks.append(json_sink(stdout.write))
         elif out is None:
-            sinks.append(table_sink(_print, top, widest, runnable.classes))
-        bars = opened.enter_context(progress())
+            sinks.append(table_sink(stdout.write, top, widest, runnable.classes))
+        bars = progress()
+        # Predictions in a terminal show by themselves how far it is.
+        bars.disable = bars.disable or (stdout.isatty() and (as_json or out is None))
+        opened.enter_context(bars)
         bar = bars.add_task("Classifying", total=count)
         for prediction in predictions(
             runnable, image_files(images), failures, top, batch, lambda more: bars.advance(bar, more)
@@ -83,7 +88,3 @@ def predict(
     if failures.count > len(failures.reasons):
         click.echo(f"error: and {failures.count - len(failures.reasons):,} more images", err=True)
     return SOME_FAILED if failures.count else 0
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,15 +13,11 @@ from typing import Any, NamedTuple
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from common.errors import InputError, MaskvoteError
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
-LONGEST_WORD = 12
-"""Characters up to which a table's words are not broken where it is too wide."""
 OURS = frozenset({"client", "common", "protos", "server", "simulations"})
 """Our own packages: where one of their modules is not found, no installation helps."""
 
@@ -146,44 +141,6 @@ def progress() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def show(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    caption: str | None = None,
-) -> None:
-    """A table on stdout: numbers to the right, words to the left, never cut off."""
-    table = Table()
-    for index, column in enumerate(columns):
-        cells = [row[index] for row in rows]
-        numeric = bool(cells) and all(_is_numeric(cell) for cell in cells)
-        short = all(len(str(cell)) <= LONGEST_WORD for cell in cells)
-        table.add_column(
-            column,
-            justify="right" if numeric else "left",
-            no_wrap=numeric or short,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*("" if cell is None else _plain(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(_plain(title), style="bold", highlight=False)
-    console.print(table)
-    if caption is not None:
-        console.print(_plain(caption), style="dim", highlight=False)
-
-
-def _plain(cell: object) -> Text:
-    """A cell as it is: what others named may look like markup, or order the terminal about."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(cell)))
-
-
-def _is_numeric(cell: object) -> bool:
-    return cell is None or re.fullmatch(r"[-+]?[\d,.]*(%|x| ± [\d.]+|-[\d,.]+)?", str(cell)) is not None
 
 
 def show_json(data: Mapping[str, Any] | Sequence[Any]) -> None:

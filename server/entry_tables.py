@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from common.command_line import show, show_json
+from common.command_line import show_json
 from common.signature import TaskSignature
 from common.structure import Structure
+from common.tables import show
 from server.entries import Entry, EntryFacts, Statistics
 
 Row = dict[str, Any]

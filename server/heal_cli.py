@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from common.backbone import backbone_weights
-from common.command_line import progress, remark, settings_option, show, show_json
+from common.command_line import progress, remark, settings_option, show_json
 from common.image_folders import TYPES_IN_WORDS, LeftOut
+from common.tables import show
 from server.admission import check_weights
 from server.coordinator import VotingSettings
 from server.healing.drawn_votes import KeepRatios

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from common.backbone import Backbone
-from common.command_line import progress, settings_option, show, show_json
+from common.command_line import progress, settings_option, show_json
 from common.errors import InputError
 from common.proof import PROVED
+from common.tables import show
 from server.inspection import Extent, InspectedGroup, Inspection, inspection
 from server.model_options import model_options, proof_progress
 from server.numbered_names import braced

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from common.command_line import settings_option, show, show_json
+from common.command_line import settings_option, show_json
+from common.tables import show
 from server import tokens
 from server.entry_tables import in_seconds
 from server.library import Library

@@ -13,10 +13,11 @@ import click
 from click.core import ParameterSource
 
 from common.backbone import classes_of
-from common.command_line import remark, settings_option, show, show_json
+from common.command_line import remark, settings_option, show_json
 from common.errors import InputError
 from common.image_folders import TYPES_IN_WORDS
 from common.model_names import timm_name
+from common.tables import show
 from server.model_options import DEVICE, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
@@ -81,7 +82,7 @@ def experiment(
     only: str,
     workers: int,
     as_json: bool,
-) -> None:
+) -> int:
     """Measure what the experiments called NAME need, or all of them; without a NAME, tell what there is.
 
     The first command for a run begins it, with --backbone and --data. The next need --run alone, and
@@ -94,7 +95,7 @@ def experiment(
     if not names:
         show("Experiments", ["name", "cells a task", "question"],
              [[e.name, len(e.ways), e.question] for e in EXPERIMENTS.values()])  # fmt: skip
-        return
+        return 0
     if small_checkpoint and small_model is None:
         raise InputError(
             f"--small-checkpoint {small_checkpoint} is of a small network, and none is given; give "
@@ -148,8 +149,7 @@ def experiment(
             _show(run, one, records)
     for record in failed:
         click.echo(f"{record.task}, {record.way.to_json()} failed: {record.error}", err=True)
-    if failed:
-        raise SystemExit(1)
+    return 1 if failed else 0
 
 
 def _given(context: click.Context) -> dict[str, str]:

@@ -10,9 +10,9 @@ from typing import Any
 import click
 import numpy as np
 
-from common.command_line import show
 from common.errors import InputError
 from common.files import read_whole
+from common.tables import show
 from simulations.plots import curves
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.cells import cell_len
+
 from client.artefacts.predictions import Failures, Prediction
 from common.errors import InputError
 from common.files import writing
+from common.tables import printable, terminal_width
 
 Write = Callable[[str], object]
 """Takes a text that is complete by itself or follows the one before."""
@@ -58,19 +61,27 @@ def json_sink(write: Write) -> Sink:
 
 
 def table_sink(write: Write, top: int, widest_image: int, classes: Sequence[str]) -> Sink:
-    """Aligned columns: what is unprintable in a name is replaced, as it may order a terminal about."""
-    widest_class = max(map(len, classes))
+    """Aligned columns; where the terminal is too narrow, a line for each image and each class."""
+    widest_class = max(cell_len(printable(name)) for name in classes)
+    width = terminal_width()
+    fits = width is None or widest_image + top * (2 + widest_class + 1 + 6) <= width
 
     def line(image: object, cells: Sequence[tuple[str, str]]) -> None:
-        words = [f"{_printable(str(image)):<{widest_image}}"]
-        words += [f"{_printable(name):<{widest_class}} {share:>6}" for name, share in cells]
-        write("  ".join(words).rstrip() + "\n")
+        words = [_padded(str(image), widest_image if fits else 0)]
+        words += [f"{_padded(name, widest_class)} {share:>6}" for name, share in cells]
+        write(("  " if fits else "\n  ").join(words).rstrip() + "\n")
 
     def predicted(prediction: Prediction) -> None:
         line(prediction.image, [(name, f"{share:.1%}") for name, share in prediction.likeliest])
 
-    line("image", [("class" if k == 0 else f"class {k + 1}", "") for k in range(top)])
+    if fits:
+        line("image", [("class" if k == 0 else f"class {k + 1}", "") for k in range(top)])
     return predicted, lambda failures: None
+
+
+def _padded(text: str, width: int) -> str:
+    shown = printable(text).replace("\n", "\\n")
+    return shown + " " * (width - cell_len(shown))
 
 
 @contextmanager
@@ -89,7 +100,3 @@ def file_sink(path: Path, top: int) -> Iterator[Sink]:
     with writing(path) as file:
         # Names of files may be no text: their bytes are kept.
         yield kind(lambda text: file.write(text.encode(errors="surrogateescape")))
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -3,19 +3,23 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from glyph_run import quiet
+from pseudo_terminal import narrow
 
 from common.backbone import Backbone
 from common.errors import InputError
 from simulations.cells import WAYS
 from simulations.cli import cli
+from simulations.experiment_cli import _show
 from simulations.experiments import EXPERIMENTS
 from simulations.experiments.experiment import Experiment
 from simulations.pools import open_pool
-from simulations.records import pending, read_records
+from simulations.records import Record, pending, read_records
 from simulations.run_directory import RunDirectory
 from simulations.running import cells_of, measure, ways_of
 from simulations.similarities import SIMILARITIES
@@ -130,3 +134,11 @@ def test_the_command_goes_on_with_a_run(run):
         none = CliRunner().invoke(cli, [*words, "--only", names])
         assert isinstance(none.exception, InputError)
         assert "library-size: no way is called L1; there are SMSP, MVP one-shot" in str(none.exception)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_an_experiment_measured_is_whole_in_a_terminal_of_80_columns(run, name):
+    experiment = EXPERIMENTS[name]
+    values = dict.fromkeys([*(f"at {k}" for k in experiment.evaluate_at), experiment.value], 1.0)
+    records = [Record(c.seed, c.task.name, c.way, values) for c in cells_of(run, experiment)]
+    narrow(partial(_show, run, experiment, records))
