@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.errors import InputError, MaskvoteError
+from common.standard_streams import ReaderLeft, guarded_streams
+from common.system_errors import sentence_of, system_error
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
+REFUSED_BY_SYSTEM = 1
+"""The exit status where the operating system has no memory, no room or no access for what is done."""
 OURS = frozenset({"client", "common", "protos", "server", "simulations"})
 """Our own packages: where one of their modules is not found, no installation helps."""
 
@@ -100,28 +103,42 @@ def run(group: click.Group) -> None:
 
     Exit status: 0 done, 2 what was given is wrong, 3 two things do not belong together, 4 the
     server's library is at fault, 5 not let in, 6 the server cannot be reached or has too much to do,
-    130 stopped by Ctrl-C, 1 a bug (with its traceback), or what failed while the rest was done:
-    images that `predict` could not read, devices of a fleet, cells of an experiment.
+    130 stopped by Ctrl-C, 1 a bug (with its traceback), what the operating system refuses (a full
+    temporary directory, too little memory), or what failed while the rest was done: images that
+    `predict` could not read, devices of a fleet, cells of an experiment. 0 too where the reader of
+    stdout has left, as `| head` does.
     """
+    with guarded_streams():
+        try:
+            status = _status_of(group)
+        except ReaderLeft:
+            status = 0
+    raise SystemExit(status)
+
+
+def _status_of(group: click.Group) -> int:
     try:
         status = group.main(standalone_mode=False) or 0
+        sys.stdout.flush()
+        return status
     except click.exceptions.Abort:
         click.echo("stopped; what was stored stays, and the same command goes on from there", err=True)
-        status = INTERRUPTED
+        return INTERRUPTED
     except click.ClickException as error:
         error.show()
-        status = error.exit_code
+        return error.exit_code
     except MaskvoteError as error:
         click.echo(f"error: {error}", err=True)
-        status = error.exit_status
+        return error.exit_status
     except KeyboardInterrupt:
         click.echo("stopped; what was stored stays, and the same command goes on from there", err=True)
-        status = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout has left, as `| head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    raise SystemExit(status)
+        return INTERRUPTED
+    except Exception as error:  # of any kind: libraries raise it from others, or in words only
+        found = error if isinstance(error, PermissionError) else system_error(error)
+        if found is None:
+            raise
+        click.echo(f"error: {sentence_of(found)}", err=True)
+        return REFUSED_BY_SYSTEM
 
 
 def remark(sentence: str) -> None:

@@ -58,7 +58,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the record in
 @settings_option("--method", type=click.Choice(METHODS), default="smsp")
 @settings_option("--seed", default=0)
 @JSON
-def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool) -> None:
+def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool) -> int:
     """The whole story in a few minutes, with nothing to download.
 
     Pre-trains a backbone on glyphs of many scripts, seeds a library of masks, and lets devices join
@@ -92,7 +92,7 @@ def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool)
             {"demo": asdict(settings)},
             watch,
         )
-    _finish(record, directory, as_json)
+    return _finish(record, directory, as_json)
 
 
 @click.command()
@@ -151,7 +151,7 @@ def fleet(
     workers: int,
     seed: int,
     as_json: bool,
-) -> None:
+) -> int:
     """A fleet on your own photographs: library and devices share classes, but no training image.
 
     Example: maskvote-sim fleet --backbone resnet18 --checkpoint resnet18.safetensors --image-size 64
@@ -192,7 +192,7 @@ def fleet(
     with stages(as_json) as watch:
         pool = read_pool(data, backbone, lambda done, n: watch("reading photographs", done, n))
         record = _run_fleet(
-            f"{backbone.model} on {data.name}",
+            f"{backbone.model} on {data.name.encode(errors='backslashreplace').decode()}",
             directory,
             checkpoint,
             [(pool, choice) for choice in seeds],
@@ -202,7 +202,7 @@ def fleet(
             {"tasks": {choice.name: [pool.names[k] for k in choice.classes] for choice in seeds + new}},
             watch,
         )
-    _finish(record, directory, as_json)
+    return _finish(record, directory, as_json)
 
 
 def _run_fleet(
@@ -264,7 +264,7 @@ def _new_directory(out: Path, kind: str) -> Path:
     return directory
 
 
-def _finish(record: Mapping[str, Any], directory: Path, as_json: bool) -> None:
+def _finish(record: Mapping[str, Any], directory: Path, as_json: bool) -> int:
     """Write and show what the fleet came to. Exit status 1 where a device failed, as of `experiment`."""
     write_whole(directory / "record.json", json.dumps(record, indent=1).encode())
     curves(record, directory / "curves.png")
@@ -276,5 +276,4 @@ def _finish(record: Mapping[str, Any], directory: Path, as_json: bool) -> None:
     failed = [device for device in record["devices"] if device["error"] is not None]
     for device in failed:
         click.echo(f"{device['name']} failed: {device['error']}", err=True)
-    if failed:
-        raise SystemExit(1)
+    return 1 if failed else 0
