@@ -23,11 +23,13 @@ import timm
 import torch
 
 import common
+from common import user_directories
 from common.backbone import Backbone
 from common.errors import InputError, MismatchError, UnsupportedModel
 from common.files import read_whole, write_whole
 from common.proof import Outcome, Proof, Verdict, prove
 from common.structure import Kind, Structure
+from common.system_errors import pass_on
 
 FORMAT = 1
 CACHE_VARIABLE = "MASKVOTE_CACHE"
@@ -130,37 +132,41 @@ def proved_table(
     `cache` is by default `cache_directory()`; with `fresh` what it holds is not read. The proof is
     given so many `seconds`, and a stored one that had fewer and ran out of them is done again.
     `watch` is called with groups checked and groups in all, once discovery is through. A stored
-    table that is damaged or not of this backbone, and a directory that cannot be written, are told
-    by a warning. Raises UnsupportedModel where the model cannot be followed or run, MismatchError
-    where the backbone was described with another timm than is installed.
+    table that is damaged or not of this backbone, a directory that cannot be written, and a user
+    without a home are told by a warning. Raises UnsupportedModel where the model cannot be followed
+    or run, MismatchError where the backbone was described with another timm than is installed.
     """
     if backbone.timm_version != timm.__version__:
         raise MismatchError(
             f"{backbone.model} was described with timm {backbone.timm_version}, installed is "
             f"{timm.__version__}; install that version, or describe the backbone anew"
         )
-    path = (cache_directory() if cache is None else Path(cache)) / _file_name(backbone)
-    if not fresh and path.exists():
-        try:
-            table = _read(path, backbone)
-            if table.is_complete or table.limit >= seconds:
-                return _for_classes(table, backbone)
-        except (InputError, MismatchError) as error:
-            logger.warning("warning: %s is not used, proving anew: %s", path, error)
+    directory = cache_directory() if cache is None else Path(cache)
+    path = None if directory is None else directory / _file_name(backbone)
+    if path is not None and not fresh:
+        table = _kept(path, backbone)
+        if table is not None and (table.is_complete or table.limit >= seconds):
+            return _for_classes(table, backbone)
     table = _make(replace(backbone, num_classes=TABLE_CLASSES), seconds, watch)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _sealed(table.to_json()))
-    except (OSError, InputError) as error:
-        logger.warning("warning: the proof is not kept: %s", error)
+    if path is None:
+        logger.warning(
+            "warning: the proof is not kept: this user has no home; let %s name a directory for it",
+            CACHE_VARIABLE,
+        )
+    else:
+        _keep(path, table)
     return _for_classes(table, backbone)
 
 
-def cache_directory() -> Path:
-    """Where tables are kept: $MASKVOTE_CACHE, else maskvote/structures in the user's cache."""
+def cache_directory() -> Path | None:
+    """Where tables are kept: $MASKVOTE_CACHE, else maskvote/structures in the user's cache.
+
+    None for a user who has no home.
+    """
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskvote" / "structures"
+    users = user_directories.cache_directory()
+    return None if users is None else users / "maskvote" / "structures"
 
 
 @cache
@@ -205,6 +211,23 @@ def _read(path: Path, backbone: Backbone) -> ProvedTable:
     return table
 
 
+def _kept(path: Path, backbone: Backbone) -> ProvedTable | None:
+    """The table in a file; None where there is none, or, told by a warning, none of use."""
+    try:
+        return _read(path, backbone) if path.exists() else None
+    except (OSError, ValueError, RecursionError, MismatchError) as error:
+        logger.warning("warning: %s is not used, proving anew: %s", path, error)
+        return None
+
+
+def _keep(path: Path, table: ProvedTable) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, _sealed(table.to_json()))
+    except (OSError, InputError) as error:
+        logger.warning("warning: the proof is not kept: %s", error)
+
+
 def _make(backbone: Backbone, seconds: float, watch: Callable[[int, int], None] | None) -> ProvedTable:
     with _timed() as discovery, _quiet_torch():
         found = backbone.structure(("internal", "residual"))
@@ -214,6 +237,7 @@ def _make(backbone: Backbone, seconds: float, watch: Callable[[int, int], None] 
         with _timed() as proving:
             proof = prove(backbone, found, seconds=seconds, watch=watch)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        pass_on(error)
         first_line = (str(error).strip().splitlines() or [repr(error)])[0]
         raise UnsupportedModel(
             f"{backbone.model} cannot be run on images of {backbone.input_size}: {first_line}; "

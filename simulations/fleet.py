@@ -32,6 +32,7 @@ from common.fine_tune import FineTuneSettings
 from common.pruning import PruningSettings
 from common.settings import DeviceSettings, FleetSettings
 from common.task_data import load_folder
+from common.user_directories import home_directory
 from server.budget import allot
 from server.founding import seed_library
 from server.library import Library
@@ -114,6 +115,9 @@ def devices_through_flower(
 
     As many are in flight as there are workers: those that come later find the masks of earlier ones.
     """
+    if home_directory() is None:
+        # Flower's modules look for its directory in the user's home when they are imported.
+        os.environ.setdefault("FLWR_HOME", str(report.absolute().parent / ".flwr"))
     from flwr.simulation import run_simulation
 
     from server.flower_app import server_app

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 import zlib
 
@@ -76,3 +77,18 @@ def probe(backbone, structure, weights) -> Probe:
 @pytest.fixture(scope="session")
 def offer(backbone, structure, probe) -> Offer:
     return Offer(backbone, structure, probe)
+
+
+@pytest.fixture
+def tiny_temporary(tmp_path, monkeypatch):
+    """The temporary directory, on a file system of its own of 1 MiB; skips where none can be mounted."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
+    if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

@@ -3,6 +3,10 @@
 import hashlib
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +233,64 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, tiny, caplog):
     table = proved_table(tiny, cache=tmp_path / "file" / "cache", seconds=0)
     assert len(table.found.groups) > 0
     assert "the proof is not kept" in caplog.text
+
+
+def test_a_cache_on_a_full_disk_is_a_warning(tiny_temporary, tiny, caplog):
+    (tiny_temporary / "filling").write_bytes(bytes((1 << 20) - 8192))
+    table = proved_table(tiny, cache=tiny_temporary / "cache", seconds=0)
+    assert len(table.found.groups) > 0
+    assert f"the proof is not kept: {tiny_temporary}/cache/" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_a_cache_that_may_only_be_read_is_read_and_else_a_warning(tiny_temporary, kept, tiny, caplog):
+    shutil.copy(kept, tiny_temporary)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_temporary)], check=True)
+    watch = Watch()
+    proved_table(tiny, cache=tiny_temporary, watch=watch)
+    assert (watch.told, caplog.messages) == ([], [])
+    proved_table(small("test_resnet", image_size=64), cache=tiny_temporary, seconds=0)
+    assert "the proof is not kept" in caplog.text
+    assert "Read-only file system" in caplog.text
+
+
+def test_a_directory_in_the_place_of_a_table_is_a_warning(kept, tiny, caplog):
+    kept.unlink()
+    kept.mkdir()
+    assert proved_table(tiny, cache=kept.parent, seconds=0).found.groups
+    assert f"{kept} is not used, proving anew" in caplog.text
+    assert "the proof is not kept" in caplog.text
+
+
+def test_a_sealed_file_that_is_no_text_is_a_warning(kept, tiny, caplog):
+    data = b"\xff" * 50
+    kept.write_bytes(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    proved_table(tiny, cache=kept.parent, seconds=0)
+    assert f"{kept} is not used, proving anew" in caplog.text
+
+
+def test_a_user_without_a_home_is_warned_that_the_proof_is_not_kept(tmp_path):
+    """In a user namespace, of an id that the system has no account for."""
+    nobody = ["env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "MASKVOTE_CACHE"]
+    nobody += ["unshare", "-U", "--map-user=54321"]
+    possible = shutil.which("unshare") and not subprocess.run([*nobody, "true"], check=False).returncode
+    if not possible:
+        pytest.skip("no user namespace can be made here")
+    ended = subprocess.run(
+        [*nobody, sys.executable, "-m", "server", "inspect", "test_resnet", "--seconds", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(
+        "warning: the proof is not kept: this user has no home; let MASKVOTE_CACHE name"
+    )
+    assert "groups are proved" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_proof_that_ran_out_of_time_is_done_again_only_when_more_is_given(tmp_path, tiny):
