@@ -261,7 +261,7 @@ def generator_of(seed: int, place: Path | str) -> torch.Generator:
     `place` is where its data is, or what else tells it from other devices.
     """
     known = place.absolute() if isinstance(place, Path) else place
-    digest = hashlib.sha256(f"{seed} {known}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {known}".encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 

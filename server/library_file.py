@@ -38,7 +38,7 @@ def connect(path: Path, *, create: bool = False) -> Engine:
     A transaction takes the write lock at its start if its connection has the execution option
     `writes`; taken later, it could fail for a reader that another writer overtook.
     """
-    uri = f"file:{quote(str(path.absolute()))}?mode={'rwc' if create else 'rw'}"
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={'rwc' if create else 'rw'}"
 
     def connection() -> sqlite3.Connection:
         return sqlite3.connect(

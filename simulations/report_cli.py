@@ -29,10 +29,10 @@ def report(runs: tuple[Path, ...], out: Path, markdown: Path | None, as_json: bo
     Example: maskvote-sim report runs/resnet18 runs/vit --out report.html
     """
     found = read_runs(runs, EXPERIMENTS)
-    write_whole(out, page(found).encode())
+    write_whole(out, page(found).encode(errors="backslashreplace"))
     if markdown is not None:
         text = document(found, markdown.with_suffix(""), markdown.stem)
-        write_whole(markdown, text.encode())
+        write_whole(markdown, text.encode(errors="backslashreplace"))
     if as_json:
         show_json(summary(found))
         return

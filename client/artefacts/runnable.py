@@ -18,6 +18,7 @@ from client.processor import counts_in_32_bits
 from common.class_names import composed
 from common.errors import InputError, WeightsError
 from common.files import read_whole
+from common.system_errors import pass_on
 
 GIVE = "give what `maskvote-client export` wrote"
 PRECISE = "session.x64quantprecision"
@@ -57,6 +58,7 @@ def open_artefact(path: Path, threads: int = 0) -> Runnable:
     try:
         found = runnable.probabilities(blank).shape
     except Exception as error:  # of any kind: runtimes are not ours
+        pass_on(error)
         raise WeightsError(f"{path} does not run ({_one_line(error)}); {GIVE}") from error
     if found != (1, len(runnable.classes)):
         raise WeightsError(
@@ -79,8 +81,14 @@ def onnx_session(model: Path | bytes, threads: int = 0) -> Any:
     if not counts_in_32_bits():
         # Else weights of 8 bits saturate, as files have that were made elsewhere. It costs time.
         options.add_session_config_entry(PRECISE, "1")
+    if isinstance(model, Path) and not _is_text(str(model)):
+        model = bytes(read_whole(model))  # onnxruntime takes names that are text alone
     given = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def _is_text(name: str) -> bool:
+    return name.encode(errors="replace").decode() == name
 
 
 def onnx_logits(session: Any) -> Logits:
@@ -105,6 +113,7 @@ def _open_onnx(path: Path, card: Card | None, threads: int) -> Runnable:
     except InputError:
         raise
     except Exception as error:  # of any kind: onnxruntime's are not ours
+        pass_on(error)
         raise WeightsError(f"{path} is damaged or no ONNX file ({_one_line(error)}); {GIVE}") from error
     words = session.get_modelmeta().custom_metadata_map
     classes, transform = _described(path, words, "metadata")
@@ -135,6 +144,7 @@ def _open_program(path: Path, card: Card | None, threads: int) -> Runnable:
     except InputError:
         raise
     except Exception as error:  # of any kind: ExecuTorch's are not ours
+        pass_on(error)
         raise WeightsError(f"{path} is damaged or no program ({_one_line(error)}); {GIVE}") from error
     return Runnable(classes, transform, logits, version_of("executorch"))
 

@@ -41,7 +41,8 @@ def images_digest(directory: Path, files: Sequence[Path]) -> str:
     """sha256 over the names below a directory, and the sizes, of these files in it."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
+        named = f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0"
+        digest.update(named.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -314,7 +314,8 @@ def test_randomness_is_of_the_seed_and_the_data_wherever_they_are_named_from(tmp
     monkeypatch.chdir(tmp_path)
     assert drawn(1, Path("mine")) == drawn(1, tmp_path / "mine")
     others = [drawn(1, Path("mine")), drawn(2, Path("mine")), drawn(1, Path("other")), drawn(1, "mine")]
-    assert len({tuple(numbers) for numbers in others}) == 4
+    others += [drawn(1, Path(name)) for name in ("mine\udcff", "mine\udcfe")]  # no text
+    assert len({tuple(numbers) for numbers in others}) == 6
 
 
 # Tasks at the edge

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,31 @@ def test_names_that_would_order_a_terminal_about_are_shown_harmless_and_kept_in_
     assert client("predict", *words, own / "mine.json")[0] == 0
     (told,) = json.loads((own / "mine.json").read_text())["predictions"]
     assert told["image"] == str(own / strange)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors"])
+def test_an_artefact_may_have_a_name_that_is_no_text(client, own, suffix):
+    strange = own / os.fsdecode(b"my\xff" + suffix.encode())
+    card_path(own / f"my{suffix}").rename(card_path(strange))
+    (own / f"my{suffix}").rename(strange)
+    status, out, err = client("predict", "--network", strange, own / "photos" / "grey.PNG")
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 2
+
+
+def test_predictions_go_to_stdout_while_bars_show_on_stderr(own):
+    """Rich would send both to the terminal that stderr is."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "client", "predict", "--network", "my.onnx", "photos", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    ended = subprocess.run(
+        words, cwd=own, env=environment, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True
+    )
+    os.close(theirs)
+    shown = os.read(ours, 100_000)
+    os.close(ours)
+    assert b"Classifying" in shown
+    assert len(json.loads(ended.stdout)["predictions"]) == 29
 
 
 def test_a_link_to_where_it_lies_is_followed_once(client, own):
