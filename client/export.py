@@ -27,6 +27,8 @@ from common.class_names import check_class_names, composed
 from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import Data, read_whole, write_whole
 from common.rebuild import rebuild
+from common.system_errors import pass_on
+from common.task_data import check_class_names
 from common.tensor_file import read_tensors, write_tensors
 
 OPSET = 18
@@ -125,6 +127,7 @@ def decode_network(data: Data) -> SavedNetwork:
     except InputError:
         raise
     except Exception as error:  # of any kind: timm's networks are not ours
+        pass_on(error)
         raise WeightsError(f"its tensors do not fit each other: {first_line(error)}") from error
     classes = tuple(header["classes"].split("\n"))
     if logits != len(classes):
@@ -168,6 +171,7 @@ def checked_graph(saved: SavedNetwork) -> CheckedGraph:
             data = _graph(saved)
             difference = _difference(data, saved)
     except Exception as error:  # of any kind: the exporter is not ours
+        pass_on(error)
         raise UnsupportedModel(
             f"{saved.backbone.model} cannot be written as ONNX by torch {torch.__version__}: "
             f"{first_line(error)}; export it as safetensors"

@@ -56,8 +56,9 @@ def read_latency_table(path: Path) -> MeasuredTable:
     InputError where the file cannot be read or is no table; MismatchError where it was measured on
     another processor. Whether it is of the right structure is seen where it is used.
     """
+    text = bytes(read_whole(path))
     try:
-        data = json.loads(bytes(read_whole(path)))
+        data = json.loads(text)
         if data["format"] != FORMAT:
             raise InputError(f"its format is {data['format']}, read is {FORMAT}")
         table = MeasuredTable(
@@ -69,10 +70,6 @@ def read_latency_table(path: Path) -> MeasuredTable:
         raise InputError(
             f"{path} is no latency table ({_reason(error)}); write one with `maskvote-client benchmark`"
         ) from error
-    except InputError as error:
-        if not path.exists():
-            raise
-        raise InputError(f"{path} is no latency table: {error}") from error
     here = Device.here(table.device.runtime, table.device.threads)
     if (here.machine, here.processor) != (table.device.machine, table.device.processor):
         raise MismatchError(

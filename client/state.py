@@ -115,8 +115,10 @@ class State:
         file = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BaseException as error:
             os.close(file)
+            if not isinstance(error, BlockingIOError):
+                raise
             raise InputError(
                 f"{self.directory} is in use by another process; let it end, or give another directory"
             ) from error
@@ -314,6 +316,8 @@ class State:
         try:
             return read(path)
         except (MaskvoteError, *MALFORMED) as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # the system cannot read it, which says nothing against the file
             raise InputError(f"{path} cannot be used ({error}); {RECOVERY[name]}") from error
 
     def _content_bytes(self, names: Mapping[str, str]) -> dict[str, int]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.progress import Progress, TaskID
 from torch import Tensor
@@ -25,6 +24,7 @@ from common.fine_tune import FineTuneSettings
 from common.images import LabelledImages
 from common.proto_codec import REQUEST_ID_BYTES
 from common.task_data import Task
+from common.temporary_files import temporary_directory
 
 
 @dataclass
@@ -84,7 +84,7 @@ def opened_state(directory: Path | None) -> Iterator[State]:
         with State(directory) as state:
             yield state
         return
-    with TemporaryDirectory(prefix="maskvote-") as passing, State(Path(passing)) as state:
+    with temporary_directory() as passing, State(passing) as state:
         yield state
 
 

@@ -20,6 +20,7 @@ from common.errors import InputError, UnsupportedModel, WeightsError
 from common.model_names import timm_name
 from common.structure import Kind, Structure
 from common.structure.discovery import discover
+from common.system_errors import pass_on
 
 LOADING_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -191,6 +192,7 @@ def _create(model: str, num_classes: int | None, arguments: Mapping[str, Any]) -
         with torch.device("meta"), _Unfilled():
             return timm.create_model(model, pretrained=False, **classes, **arguments)
     except Exception as error:  # of any kind: timm's constructors are not ours
+        pass_on(error)
         raise UnsupportedModel(
             f"timm refuses {model} with {dict(classes, **arguments)}: {error}; "
             "change the arguments or choose another model"
@@ -249,6 +251,7 @@ def pretrained_weights(backbone: Backbone) -> dict[str, Tensor]:
             **backbone.arguments,
         )
     except Exception as error:
+        pass_on(error)
         raise WeightsError(
             f"timm's weights of {backbone.model} cannot be had here ({error}); "
             "give a checkpoint file instead"

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import InputError, WeightsError
 from common.files import read_whole
+from common.system_errors import pass_on
 from common.tensor_file import read_tensors
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         return read_tensors(read_whole(path))[0]
     except InputError as error:
+        pass_on(error)
         raise WeightsError(
             f"{path} is not a readable safetensors file ({error}); pickled checkpoints are refused, "
             "convert them with safetensors.torch.save_file"

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from common.errors import InputError
+from common.system_errors import ADVICE
 
 Data = bytes | bytearray | memoryview
 
@@ -64,7 +65,8 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         with Path(path).open("rb") as file:
             yield file
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
+        advice = ADVICE.get(error.errno or 0, "check the path")
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); {advice}") from error
 
 
 def rest_of(file: BinaryIO) -> memoryview:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from PIL import ExifTags, Image, PngImagePlugin
 
 from common.errors import TaskDataError
+from common.system_errors import advice_on, pass_on, system_error
 
 COLOURS = {1: "L", 3: "RGB"}
 """Channels of a network's input -> the mode in which Pillow has them."""
@@ -49,6 +50,11 @@ def read_image(path: Path, to_pixels: Callable[[Image.Image], Pixels]) -> Pixels
             with Image.open(path) as image:
                 return to_pixels(image)
     except Exception as error:  # of any kind: the decoders are not ours
+        system = system_error(error) or error
+        if isinstance(system, OSError) and system.errno is not None:  # Pillow's own have no number
+            raise TaskDataError(
+                f"{path} cannot be read ({system.strerror}); {advice_on(system)}"
+            ) from error
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise TaskDataError(
             f"{path} cannot be read as an image ({said}); repair or remove the file"
@@ -81,7 +87,8 @@ def _orientation(image: Image.Image) -> object:
         # ImageOps.exif_transpose also writes the rest anew, fails where a camera wrote that oddly, and
         # copies images that are upright.
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # of any kind: who wrote it is unknown, and there are pixels without it
+    except Exception as error:  # of any kind: who wrote it is unknown, and there are pixels without it
+        pass_on(error)
         return None
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.system_errors import pass_on
+
 HEAD_COUNTS = ("num_heads", "heads")
 OUTPUT_PROJECTIONS = ("proj", "o_proj", "out_proj", "output", "upsampling")
 HEAD_WIDTHS = (
@@ -123,7 +125,8 @@ def _inferring_widths(method: types.FunctionType) -> Callable | None:
     """The method with its widths inferred, None where there are none (or no source to see them in)."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError) as error:
+        pass_on(error)
         return None
     inference = _WidthInference()
     tree = ast.fix_missing_locations(inference.visit(tree))

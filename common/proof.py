@@ -23,6 +23,7 @@ from common.mask import Mask
 from common.rebuild import rebuild
 from common.structure import Group, Structure
 from common.subnetwork import cut, masked
+from common.system_errors import pass_on
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-8}
 """How far the cut network's output may lie from the masked one's, relative to its largest value."""
@@ -181,6 +182,7 @@ class _Trial:
                 if trains:
                     output.square().mean().backward()
         except Exception as error:  # of any kind: timm's forward code is not ours
+            pass_on(error)
             lines = str(error).strip().splitlines() or [""]
             raised = f"{type(error).__name__}: {lines[0][:200]}"
             return Verdict(group, "fails", reason=f"the cut network raises {raised}")

@@ -16,6 +16,7 @@ from common.backbone import Backbone
 from common.errors import TaskDataError
 from common.hold_out import judging
 from common.images import PIXEL_BYTES, PixelCache, StoredImages, ToPixels, pixel_transform
+from common.system_errors import pass_on
 
 Part = Sequence[tuple[Image.Image, int]]
 Place = tuple[int, int]
@@ -55,6 +56,7 @@ def load_torchvision(
     try:
         parts: list[Any] = [kind(str(root), download=download, **chosen) for chosen in _parts_of(kind)]
     except (RuntimeError, OSError, TypeError, ValueError, ImportError) as error:
+        pass_on(error)
         raise TaskDataError(
             f"{name} can neither be read from {root} nor downloaded: {error}; "
             "download it elsewhere and copy it there"

@@ -71,9 +71,8 @@ class Spool:
     """
 
     def __init__(self, directory: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._directory = Path(tempfile.gettempdir() if directory is None else directory)
         # Files are written under load only: too late to find out that they cannot be.
-        _check_writable(self._directory)
+        self._directory = _writable(directory)
         self._memory_bytes = memory_bytes
         self._payloads: OrderedDict[str, Payload] = OrderedDict()
         self._making: WeakValueDictionary[str, _Making] = WeakValueDictionary()
@@ -148,14 +147,17 @@ class Spool:
         return sum(payload.memory_bytes for payload in self._payloads.values())
 
 
-def _check_writable(directory: Path) -> None:
+def _writable(directory: Path | None) -> Path:
+    """The directory, by default the system's temporary one. InputError where no file can be written."""
     try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        place = Path(tempfile.gettempdir() if directory is None else directory)
+        with tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(b"\0")
+        return place
     except OSError as error:
         raise InputError(
-            f"the spool {directory}: no file can be written in it ({error.strerror or error}); give "
-            "--spool a directory that is there and may be written"
+            f"the spool {directory or '(the temporary directory)'}: no file can be written in it "
+            f"({error.strerror or error}); give --spool a directory that is there and may be written"
         ) from error
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from common.signature import TaskSignature
 from common.structure import Structure
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
+from common.temporary_files import temporary_directory
 from server.budget import allot
 from server.coordinator import Coordinator
 from server.healing.heal import heal_mask
@@ -173,7 +173,7 @@ class Cells:
         request = hashlib.sha256(cell.key.encode()).hexdigest()[:32]
         with (
             Library.open(run.path / "library.db") as library,
-            TemporaryDirectory() as place,
+            temporary_directory() as place,
             # In a copy: the library keeps what it assigned once, and would give it to later code too.
             _copy_of(library, Path(place)) as copy,
         ):

@@ -15,6 +15,7 @@ import torch
 from client.artefacts.runnable import Logits, import_for
 from client.export import TOLERANCE, SavedNetwork, first_line, quiet
 from common.errors import InputError, UnsupportedModel
+from common.system_errors import pass_on
 
 INSTALL = "maskvote[executorch]"
 CHECKED_IMAGES = 3
@@ -47,6 +48,7 @@ def program_of(saved: SavedNetwork) -> Program:
     except InputError:
         raise
     except Exception as error:  # of any kind: the exporter is not ours
+        pass_on(error)
         raise UnsupportedModel(
             f"{saved.backbone.model} cannot be written for ExecuTorch by torch {torch.__version__}: "
             f"{first_line(error)}; export it as onnx"

@@ -6,7 +6,6 @@ setting suits a network is decided on training images alone, so that the evaluat
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,16 @@ from client.export import quiet
 from client.processor import counts_in_32_bits
 from common.errors import UnsupportedModel
 from common.images import LabelledImages, in_turn
+from common.system_errors import pass_on
+from common.temporary_files import check_room, temporary_directory
 
 CALIBRATION_IMAGES = 256
 """At most so many training images, of all classes alike, tell the ranges of activations."""
 CALIBRATION_BATCH = 8
 HISTOGRAM_BATCHES = 12
 """So many suffice for methods that count how often every value is, which takes long."""
+TEMPORARY_FILES = 4
+"""Files of the network's size that onnxruntime writes at once, at most."""
 LARGEST_DISAGREEMENT = 0.01
 """Share of training images that int8 may take for another class than float32 does, before other settings
 are tried: it cannot lose more than this there."""
@@ -80,10 +83,11 @@ def quantised(graph: bytes, images: LabelledImages, done: Callable[[str], object
     """The int8 form of an ONNX file, calibrated on these training images.
 
     The first setting with which it agrees with float32 on nearly all of them is taken, else the one
-    that agrees most. `done` is told what is tried. InputError where a package is missing,
-    UnsupportedModel where onnxruntime cannot quantise the network.
+    that agrees most. `done` is told what is tried. InputError where a package is missing or the temporary
+    directory is full, UnsupportedModel where onnxruntime cannot quantise the network.
     """
     import_for("onnx", "an int8 file is made", "maskvote[onnx]")
+    check_room(*TEMPORARY_FILES * [len(graph)])
     drawn = drawn_images(images.labels, CALIBRATION_IMAGES)
     batches = [images.batch(part).numpy() for part in drawn.split(CALIBRATION_BATCH)]
     expected = _largest(graph, batches)
@@ -95,6 +99,9 @@ def quantised(graph: bytes, images: LabelledImages, done: Callable[[str], object
                 data = _quantise(graph, batches, setting)
                 agreement = float((_largest(data, batches) == expected).mean())
         except Exception as error:  # of any kind: onnxruntime's are not ours
+            pass_on(error)
+            # onnxruntime leaves half a file where there is no room for the whole, and later misreads it.
+            check_room(*TEMPORARY_FILES * [len(graph)])
             if best is None:
                 raise UnsupportedModel(
                     f"onnxruntime cannot quantise this network ({' '.join(str(error).split())[:300]}); "
@@ -129,7 +136,7 @@ def _quantise(graph: bytes, batches: list[np.ndarray], setting: Setting) -> byte
         quantize_static,
     )
 
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary_directory() as directory:
         whole, prepared, result = (Path(directory, name) for name in ("whole", "prepared", "result"))
         whole.write_bytes(graph)
         quant_pre_process(whole, prepared, skip_symbolic_shape=True)

@@ -22,6 +22,7 @@ from common.errors import UnsupportedModel
 from common.structure.grouping import Grouping
 from common.structure.structure import Structure
 from common.structure.walk import TRACE_BATCH, Walk
+from common.system_errors import pass_on
 
 
 def discover(
@@ -57,6 +58,7 @@ def _export(network: nn.Module, input_size: Sequence[int]) -> torch.export.Expor
             warnings.simplefilter("ignore")
             return torch.export.export(network.eval(), (example,), strict=False)
     except Exception as error:
+        pass_on(error)
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedModel(
             f"torch.export cannot follow this network on inputs of {tuple(input_size)}: "

@@ -314,7 +314,7 @@ def _stamp(path: Path) -> Stamp | None:
     """What is another as soon as the file is another one; None where there is none."""
     try:
         status = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from devices import SMALL
+from system_limits import files_at_most
 
 from client.adapt import Adaptation, adapt_assignment
 from client.export import load_network
@@ -120,6 +121,14 @@ def test_what_a_system_puts_there_is_nobodys_step_and_stays(directory, done):
     with State(directory) as state:
         assert state.receipt == done["receipt"]
     assert {".DS_Store", "._settings.json", "Thumbs.db", "@eaDir"} < {p.name for p in directory.iterdir()}
+
+
+def test_a_file_that_the_system_cannot_open_now_is_not_said_to_be_of_no_use(directory):
+    """What to do about a file that is damaged would throw a step away."""
+    with State(directory) as state, files_at_most(0), pytest.raises(InputError) as told:
+        assert state.offer
+    said = f"{directory}/offer cannot be read (Too many open files); allow this process more open files"
+    assert str(told.value) == f"{said} (ulimit -n)"
 
 
 def test_two_processes_are_not_at_it_at_once(directory):
