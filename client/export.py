@@ -28,7 +28,6 @@ from common.errors import InputError, UnsupportedModel, WeightsError
 from common.files import Data, read_whole, write_whole
 from common.rebuild import rebuild
 from common.system_errors import pass_on
-from common.task_data import check_class_names
 from common.tensor_file import read_tensors, write_tensors
 
 OPSET = 18

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import click
 
 from common.bearer_token import token_in
-from common.command_line import show, show_json
+from common.command_line import show_json
 from common.connection_options import Connect
 from common.errors import InputError
 from common.grpc_channel import Connection
 from common.saved_connections import SavedConnections
+from common.tables import show
 from common.text_files import MAX_BYTES, decoded
 
 Check = Callable[[Connection], str]

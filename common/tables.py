@@ -43,8 +43,8 @@ def show(
     if width is not None and _width(console, table) > width:
         narrower = _wrapped(console, columns, cells, width)
         if narrower is None:
-            for line in _records(columns, cells, width):
-                _print(console, line)
+            for record_line in _records(columns, cells, width):
+                _print(console, record_line)
         else:
             console.print(narrower)
     else:
