@@ -39,7 +39,6 @@ from client.processor import processor
 from common.adaptation import adapt_network
 from common.backbone import Backbone, read_weights
 from common.files import write_whole
-from common.fine_tune import FineTuneSettings
 from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
@@ -48,6 +47,7 @@ from common.structure import Structure
 from common.subnetwork import cut
 from common.tables import show
 from common.task_data import Task
+from common.tuning_settings import FineTuneSettings
 from simulations.tasks import draw_tasks, read_pool
 
 SIZE = 64

@@ -27,7 +27,6 @@ from torch.nn import functional
 
 from common.backbone import Backbone
 from common.files import write_whole
-from common.fine_tune import FineTuneSettings
 from common.fitting import on_device_of
 from common.images import PixelImages
 from common.importance import magnitude
@@ -36,6 +35,7 @@ from common.pruning import tune_and_rank
 from common.rebuild import rebuild
 from common.subnetwork import cut, masked
 from common.tables import show
+from common.tuning_settings import FineTuneSettings
 
 CLASSES = 10
 CASES: Mapping[str, dict[str, Any]] = {

@@ -1,4 +1,7 @@
-"""What a device does: it describes its task, adapts the sub-network it gets, and gives a mask back."""
+"""What a device does: it describes its task, adapts the sub-network it gets, and gives a mask back.
+
+torch is imported by the steps that compute: what is known of an adaptation can be told without it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,9 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import timm
-import torch
-
-from common.adaptation import Adapted, Progress, adapt_network
 from common.budget import Budget, Counts
-from common.device_limits import forward_at_once
 from common.errors import MismatchError
 from common.exchange import (
     Assignment,
@@ -25,15 +23,18 @@ from common.exchange import (
     Receipt,
     TaskDescription,
 )
-from common.fine_tune import FineTuneSettings
-from common.fitting import BATCH
 from common.mask import Mask
 from common.memory_limit import MemoryLimit
 from common.privacy import Privacy
-from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
 from common.tuning_file import TuningFile
+from common.tuning_settings import FineTuneSettings, PruningSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from common.adaptation import Adapted, Progress
 
 
 def describe(
@@ -50,6 +51,9 @@ def describe(
     With `privacy` the signature is a private one: each call draws its noise anew, and spends once more.
     `max_memory` is as in FineTuneSettings.
     """
+    from common.device_limits import forward_at_once
+    from common.fitting import BATCH
+
     probe, batch = offer.probe, BATCH
     if max_memory is not None:
         limit = MemoryLimit(max_memory)
@@ -79,6 +83,8 @@ def adapt_assignment(
     the assignment's target of every group. With rounds to do (MVP), the network itself is pruned
     down to them on the way.
     """
+    from common.adaptation import adapt_network
+
     if len(task.classes) != assignment.classes:
         raise MismatchError(
             f"the network was assigned to a task of {assignment.classes} classes, the images are of "
@@ -260,6 +266,8 @@ def generator_of(seed: int, place: Path | str) -> torch.Generator:
 
     `place` is where its data is, or what else tells it from other devices.
     """
+    import torch
+
     known = place.absolute() if isinstance(place, Path) else place
     digest = hashlib.sha256(f"{seed} {known}".encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
@@ -267,6 +275,8 @@ def generator_of(seed: int, place: Path | str) -> torch.Generator:
 
 def check_timm(structure: Structure) -> None:
     """Raise MismatchError unless the timm installed is the one that the backbone is of."""
+    import timm
+
     model, needed = structure.model["model"], structure.model["timm"]
     if needed != timm.__version__:
         raise MismatchError(

@@ -7,16 +7,13 @@ from pathlib import Path
 import click
 
 from client.adapt import Adaptation, adapt_assignment, generator_of
-from client.export import save_network
 from client.outcome import facts_of, tell
 from client.state import State
 from client.taking_part import adapt_through
 from client.task_options import (
-    JSON,
     OF_BUDGET,
     OF_SERVER,
     OFFER,
-    PATH,
     Asked,
     Server,
     Way,
@@ -28,9 +25,11 @@ from client.tuning_options import tuning
 from common.command_line import progress, remark, settings_option
 from common.envelope import seal, unseal
 from common.files import read_whole, write_whole
-from common.fine_tune import FineTuneSettings
-from common.proto_codec import decode_assignment, decode_offer, encode_contribution
+from common.option_types import INPUT_FILE, JSON, OUTPUT_FILE
+from common.proto_codec import decode_assignment, encode_contribution, offered_structure
+from common.threads_option import THREADS, compute_with
 from common.tuning_file import TuningFile
+from common.tuning_settings import FineTuneSettings
 
 SERVER = Way("through a server", ("address", "state"), (*OF_BUDGET, *OF_SERVER))
 FILES = Way("by files", ("offer_file", "assignment_file", "out"))
@@ -43,13 +42,14 @@ FILES = Way("by files", ("offer_file", "assignment_file", "out"))
 @click.option(
     "--assignment",
     "assignment_file",
-    type=PATH,
+    type=INPUT_FILE,
     help="What the server wrote with `maskvote-server assign`.",
 )
-@click.option("--out", type=PATH, help="Write the contribution here.")
-@click.option("--save", "network_file", type=PATH, help="Keep the network here.")
+@click.option("--out", type=OUTPUT_FILE, help="Write the contribution here.")
+@click.option("--save", "network_file", type=OUTPUT_FILE, help="Keep the network here.")
 @tuning
 @settings_option("--seed", default=0)
+@THREADS
 @JSON
 def adapt_command(
     asked: Asked,
@@ -60,6 +60,7 @@ def adapt_command(
     network_file: Path | None,
     settings: FineTuneSettings,
     seed: int,
+    threads: int,
     as_json: bool,
 ) -> None:
     """Get a sub-network for your task, fine-tune it here, and give its mask back.
@@ -75,13 +76,14 @@ def adapt_command(
     check_way(SERVER, FILES)
     if server is not None:
         assert server.state is not None
+        asked.check()
         with State(server.state) as state:
-            _through_server(server, asked, settings, seed, state, network_file, as_json)
+            _through_server(server, asked, settings, seed, state, network_file, threads, as_json)
     else:
         assert offer_file is not None
         assert assignment_file is not None
         assert out is not None
-        _by_files(offer_file, assignment_file, out, asked, settings, seed, network_file, as_json)
+        _by_files(offer_file, assignment_file, out, asked, settings, seed, network_file, threads, as_json)
 
 
 def _through_server(
@@ -91,9 +93,10 @@ def _through_server(
     seed: int,
     state: State,
     network_file: Path | None,
+    threads: int,
     as_json: bool,
 ) -> None:
-    adaptation, receipt = adapt_through(server, asked, settings, seed, state)
+    adaptation, receipt = adapt_through(server, asked, settings, seed, state, threads)
     if network_file is not None:
         write_whole(network_file, read_whole(state.network))
     kept = network_file or state.network
@@ -126,11 +129,16 @@ def _by_files(
     settings: FineTuneSettings,
     seed: int,
     network_file: Path | None,
+    threads: int,
     as_json: bool,
 ) -> None:
-    # The probe is not needed any more, and takes as much memory as the network does.
-    structure = decode_offer(*unseal(offer_file)).structure
+    asked.check_data()
+    structure = offered_structure(*unseal(offer_file))
     assignment = decode_assignment(*unseal(assignment_file), structure)
+
+    from client.export import save_network
+
+    compute_with(threads)
     backbone = assignment.subnetwork.backbone
     task = asked.task(backbone, settings.max_memory)
     remark(task.left_out)

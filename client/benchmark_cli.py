@@ -6,14 +6,11 @@ from pathlib import Path
 
 import click
 
-from client.benchmark import RUNTIMES, benchmark
-from client.latency_table import write_latency_table
+from client.latency_table import RUNTIME_NAMES, RuntimeName, write_latency_table
 from client.taking_part import offer_of
 from client.task_options import (
-    JSON,
     OF_SERVER,
     OFFER,
-    PATH,
     Server,
     Way,
     check_way,
@@ -21,8 +18,11 @@ from client.task_options import (
 )
 from common.command_line import progress, settings_option, show_json
 from common.envelope import unseal
+from common.option_types import JSON, OUTPUT_FILE
 from common.proto_codec import decode_offer
+from common.signature import MAX_CLASSES
 from common.tables import show
+from common.threads_option import THREADS, compute_with
 
 SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
 FILES = Way("by files", ("offer_file",))
@@ -31,20 +31,27 @@ FILES = Way("by files", ("offer_file",))
 @click.command("benchmark")
 @OFFER
 @through_server
-@settings_option("--classes", default=10, help="Classes that the networks tell apart.")
+@settings_option(
+    "--classes",
+    type=click.IntRange(2, MAX_CLASSES),
+    default=10,
+    help="Classes that the networks tell apart.",
+)
 @settings_option(
     "--runtime",
-    type=click.Choice(list(RUNTIMES)),
+    type=click.Choice(RUNTIME_NAMES),
     default="torch",
     help="What runs the networks; onnx: what export --format onnx writes, by onnxruntime.",
 )
-@click.option("--out", required=True, type=PATH, help="Write the table to this file.")
+@THREADS
+@click.option("--out", required=True, type=OUTPUT_FILE, help="Write the table to this file.")
 @JSON
 def benchmark_command(
     offer_file: Path | None,
     server: Server | None,
     classes: int,
-    runtime: str,
+    runtime: RuntimeName,
+    threads: int,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -54,14 +61,18 @@ def benchmark_command(
     processor, the threads and the runtime that it was measured with: choose the one that will run the
     network. --runtime onnx needs: pip install "maskvote[onnx]".
 
-    Example: maskvote-client --threads 4 benchmark --server birds.example:7070 --out this-device.json
+    Example: maskvote-client benchmark --server birds.example:7070 --threads 4 --out this-device.json
     """
     check_way(SERVER, FILES)
     if server is not None:
+        server.check()
         offer = offer_of(server)
     else:
         assert offer_file is not None
         offer = decode_offer(*unseal(offer_file))
+    from client.benchmark import RUNTIMES, benchmark
+
+    compute_with(threads)
     with progress() as bars:
         bar = bars.add_task("Measuring", total=None)
         table = benchmark(

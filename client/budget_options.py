@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +11,7 @@ import click
 from client.latency_table import MeasuredTable
 from common.budget import Budget
 from common.command_line import settings_option
+from common.option_types import INPUT_FILE, SHARE
 
 LIMITS = (
     "keep_ratio",
@@ -49,7 +49,7 @@ def budget_options(command: Callable) -> Callable:
     """Give a command the options of a budget, under the names in LIMITS."""
     for option in reversed(
         (
-            click.option("--keep-ratio", type=float, help="Share of the backbone's units, in (0, 1]."),
+            click.option("--keep-ratio", type=SHARE, help="Share of the backbone's units: 0.1 or 10%."),
             click.option("--parameters", type=Count(), help="Parameters that you can afford: 1.5M."),
             click.option("--flops", type=Count(), help="Floating-point operations per image: 50M."),
             click.option("--weight-bytes", type=Count(), help="Bytes of the network's tensors: 5M."),
@@ -59,7 +59,7 @@ def budget_options(command: Callable) -> Callable:
             click.option("--latency-ms", type=float, help="Milliseconds for one image, by the table."),
             click.option(
                 "--latency-table",
-                type=click.Path(path_type=Path),
+                type=INPUT_FILE,
                 help="What `maskvote-client benchmark` wrote on this device.",
             ),
             click.option(

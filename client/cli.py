@@ -9,7 +9,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from common.command_line import Commands, Source, run, set_torch_threads, settings_option
+from common.command_line import Commands, Source, run
 
 COMMANDS = {
     "describe": Source("client.describe_cli", "describe_command",
@@ -26,26 +26,22 @@ COMMANDS = {
     "export": Source("client.network_cli", "export",
                      "Write a kept network as a file for other programs, with a card in JSON beside it."),
     "predict": Source("client.predict_cli", "predict",
-                      "Tell the class of each image, of files or of folders with all that is below them.",
-                      torch=False),
+                      "Tell the class of each image, of files or of folders with all that is below "
+                      "them."),
     "login": Source("client.login_cli", "login",
                     "Save how a server is reached, once it has let you in; adapt, describe and benchmark "
-                    "then use it.", torch=False),
+                    "then use it."),
     "logout": Source("client.login_cli", "logout",
-                     "Remove what login has saved for a server.", torch=False),
+                     "Remove what login has saved for a server."),
     "connections": Source("client.login_cli", "connections",
-                          "Show the servers that login has saved, without the tokens.", torch=False),
+                          "Show the servers that login has saved, without the tokens."),
 }  # fmt: skip
 
 
 @click.group(cls=Commands, sources=COMMANDS, install="maskvote")
 @click.version_option(package_name="maskvote")
-@settings_option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
-@click.pass_context
-def cli(context: click.Context, threads: int) -> None:
+def cli() -> None:
     """Get a sub-network for this device's task, fine-tune it here, and give its mask back."""
-    context.obj = threads
-    set_torch_threads(context, threads)
 
 
 def main() -> None:

@@ -13,10 +13,8 @@ from client.adapt import describe
 from client.disclosure import Field, disclose, guarantee_of, warning_of
 from client.taking_part import description_of, new_request_id, opened_state
 from client.task_options import (
-    JSON,
     OF_SERVER,
     OFFER,
-    PATH,
     Asked,
     Server,
     Way,
@@ -27,9 +25,11 @@ from client.task_options import (
 from common.command_line import remark, show_json
 from common.envelope import seal, unseal
 from common.exchange import TaskDescription
+from common.option_types import JSON, OUTPUT_FILE
 from common.privacy import Privacy
 from common.proto_codec import decode_offer
 from common.tables import show
+from common.threads_option import THREADS, compute_with
 
 SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
 FILES = Way("by files", ("offer_file",))
@@ -39,12 +39,14 @@ FILES = Way("by files", ("offer_file",))
 @OFFER
 @asking
 @through_server
-@click.option("--out", type=PATH, help="Write the request to this file.")
+@THREADS
+@click.option("--out", type=OUTPUT_FILE, help="Write the request to this file.")
 @JSON
 def describe_command(
     offer_file: Path | None,
     asked: Asked,
     server: Server | None,
+    threads: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,13 +58,14 @@ def describe_command(
     Example: maskvote-client describe --offer birds.offer --data mine --keep-ratio 0.1 --out my.request
     """
     check_way(SERVER, FILES)
+    asked.check()
     if server is not None:
         with opened_state(server.state) as state:
-            description = description_of(asked, server, state)
+            description = description_of(asked, server, state, threads)
             classes = state.classes or ()
     else:
         assert offer_file is not None
-        description, classes = _by_file(offer_file, asked)
+        description, classes = _by_file(offer_file, asked, threads)
     privacy = asked.privacy
     message, fields = disclose(description, privacy)
     if out is not None:
@@ -73,13 +76,14 @@ def describe_command(
         _tell(description, classes, privacy, message, fields, out)
 
 
-def _by_file(offer_file: Path, asked: Asked) -> tuple[TaskDescription, tuple[str, ...]]:
+def _by_file(offer_file: Path, asked: Asked, threads: int) -> tuple[TaskDescription, tuple[str, ...]]:
     """The task's description, and the names of its classes."""
-    budget, privacy = asked.budget, asked.privacy
+    asked.check_data()
     offer = decode_offer(*unseal(offer_file))
+    compute_with(threads)
     task = asked.task(offer.backbone)
     remark(task.left_out)
-    description = describe(offer, task, budget, asked.method, new_request_id(), privacy)
+    description = describe(offer, task, asked.budget, asked.method, new_request_id(), asked.privacy)
     return description, task.classes
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.message import Message
 
-from common.directions import DIRECTIONS
 from common.exchange import TaskDescription
-from common.privacy import Privacy
+from common.privacy import DIRECTIONS, Privacy
 from common.proto_codec import HALF, encode_task_description, parsed_as
 from protos import maskvote_pb2 as pb
 

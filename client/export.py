@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from client.artefacts.kinds import TOLERANCE
 from client.artefacts.runnable import import_for, onnx_logits, onnx_session
+from client.saved_header import check_header, classes_in, naming
 from common.backbone import Backbone
 from common.class_names import check_class_names, composed
 from common.errors import InputError, UnsupportedModel, WeightsError
@@ -32,8 +34,6 @@ from common.tensor_file import read_tensors, write_tensors
 
 OPSET = 18
 """The ONNX operators that torch's exporter writes by itself; runtimes since 2023 know them."""
-TOLERANCE = 1e-4
-"""How far onnxruntime's logits may be from torch's, as a share of the largest one."""
 CHECKED_BATCHES = (1, 3)
 """Images at a time when the two are compared: neither is the number that the graph is traced with."""
 LARGEST_BYTES = 2**31 - 1
@@ -97,21 +97,14 @@ def load_network(path: Path) -> SavedNetwork:
     no network of a task: other tensors, values that are not finite, no class names or too many.
     """
     data = read_whole(path)
-    try:
+    with naming(path):
         return decode_network(data)
-    except InputError as error:
-        raise WeightsError(
-            f"{path} cannot be used as a network ({error}); give what "
-            "`maskvote-client adapt --save` wrote"
-        ) from error
 
 
 def decode_network(data: Data) -> SavedNetwork:
     """The network in the bytes of such a file; errors as of `load_network`, which names the file."""
     tensors, header = read_tensors(data)
-    lacking = [word for word in ("backbone", "classes") if word not in header]
-    if lacking:
-        raise WeightsError(f"its header has no {' and no '.join(lacking)}")
+    check_header(header)
     backbone = Backbone.from_json(header["backbone"])
     if backbone.classifier_tensors[0] not in tensors:
         raise WeightsError(f"it has no classifier {backbone.classifier_tensors[0]}")
@@ -128,7 +121,7 @@ def decode_network(data: Data) -> SavedNetwork:
     except Exception as error:  # of any kind: timm's networks are not ours
         pass_on(error)
         raise WeightsError(f"its tensors do not fit each other: {first_line(error)}") from error
-    classes = tuple(header["classes"].split("\n"))
+    classes = classes_in(header)
     if logits != len(classes):
         raise WeightsError(f"it tells {logits} classes apart, and names {len(classes)}")
     return SavedNetwork(network, backbone, classes, header.get("mask", ""))

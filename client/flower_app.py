@@ -25,8 +25,7 @@ from common.errors import InputError, MaskvoteError, MismatchError, TaskDataErro
 from common.exchange import Offer
 from common.files import Data
 from common.image_folders import subfolders
-from common.images import PIXEL_BYTES
-from common.memory_limit import MemoryLimit
+from common.memory_limit import PIXEL_BYTES, MemoryLimit
 from common.proto_codec import (
     REQUEST_ID_BYTES,
     decode_assignment,

@@ -6,6 +6,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from client.processor import processor
 from common.budget import LatencyTable
@@ -13,6 +14,10 @@ from common.errors import InputError, MismatchError
 from common.files import read_whole, write_whole
 
 FORMAT = 1
+
+RuntimeName = Literal["torch", "onnx"]
+RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+"""What can run the networks that are measured; `client.benchmark` runs them."""
 
 
 @dataclass(frozen=True)

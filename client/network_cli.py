@@ -2,67 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import torch
+import numpy as np
 
 from client.artefacts.card import card_path
 from client.artefacts.card_words import sentences_of
+from client.artefacts.evaluation import found_in
 from client.artefacts.exporting import Judges, export_artefact
-from client.artefacts.facts import found_by
-from client.artefacts.kinds import SUFFIXES, check_suffix
-from client.artefacts.torch_network import logits_of
-from client.export import SavedNetwork, load_network
-from client.task_options import JSON, PATH
+from client.artefacts.kinds import SUFFIXES, check_calibration, check_suffix
+from client.artefacts.runnable import open_artefact
+from client.export import load_network
+from client.saved_header import classes_of
 from common.command_line import progress, remark, show_json
 from common.errors import MismatchError
 from common.image_folders import TYPES_IN_WORDS
+from common.option_types import INPUT_FILE, JSON, OUTPUT_FILE
 from common.tables import show
-from common.task_data import Task, load_folder
+from common.task_data import load_folder, task_files
+from common.threads_option import THREADS, compute_with
 
+PATH = click.Path(path_type=Path)
 NETWORK = click.option(
     "--network",
     "network_file",
     required=True,
-    type=PATH,
+    type=INPUT_FILE,
     help="What `maskvote-client adapt --save` wrote, or network.safetensors of a --state.",
+)
+ARTEFACT = click.option(
+    "--network",
+    "network_file",
+    required=True,
+    type=INPUT_FILE,
+    help="What `maskvote-client export` wrote (.onnx, .safetensors, .pte), or `adapt --save`.",
 )
 NAMED_AT_MOST = 10
 """Classes that a sentence names."""
 
 
 @click.command()
-@NETWORK
+@ARTEFACT
 @click.option(
     "--data",
     required=True,
     type=PATH,
     help=f"Directory with images ({TYPES_IN_WORDS}) in train/CLASS/ (and val/), as for adapt.",
 )
+@THREADS
 @JSON
-def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
+def evaluate(network_file: Path, data: Path, threads: int, as_json: bool) -> None:
     """Tell how many of a task's evaluation images a kept network classifies right, by class.
 
     These are the images of val/, or where there is none the fifth or so of train/ that adapt keeps
-    apart. The classes must be those of the network, by name.
+    apart. The classes must be those of the network, by name. An .onnx file needs onnxruntime alone, and
+    no torch.
 
     Example: maskvote-client evaluate --network my.safetensors --data mine
     """
-    saved = load_network(network_file)
-    task = load_folder(data, saved.backbone)
-    remark(task.left_out)
-    logit_of = torch.tensor(_logits_of(task, saved, data, network_file))
-    labels = task.evaluation.labels
+    files = task_files(data)
+    remark(files.left_out)
+    runnable = open_artefact(network_file, threads)
+    logit_of = np.array(_logits_of(files.classes, runnable.classes, data, network_file))
+    images, labels = files.evaluation[0], np.array(files.evaluation[1])
     with progress() as bars:
-        bar = bars.add_task("Classifying", total=len(labels))
-        logits = logits_of(saved.network)
-        found = found_by(logits, task.evaluation, lambda done: bars.update(bar, completed=done))
+        bar = bars.add_task("Classifying", total=len(images))
+        found = found_in(runnable, images, lambda done: bars.update(bar, completed=done))
     right = labels[found == logit_of[labels]]
     accuracy = len(right) / len(labels)
     counts = [
         (name, int((labels == label).sum()), int((right == label).sum()))
-        for label, name in enumerate(task.classes)
+        for label, name in enumerate(files.classes)
     ]
     if as_json:
         classes = [
@@ -78,13 +90,13 @@ def evaluate(network_file: Path, data: Path, as_json: bool) -> None:
     )
 
 
-def _logits_of(task: Task, saved: SavedNetwork, data: Path, network_file: Path) -> list[int]:
-    """Which of the network's logits is whose, class by class of the task.
+def _logits_of(classes: Sequence[str], known: Sequence[str], data: Path, network_file: Path) -> list[int]:
+    """Which of the network's logits is whose, class by class of the task; it knows the classes `known`.
 
     MismatchError where the network has other classes.
     """
-    lacking = sorted({*saved.classes} - {*task.classes})
-    strange = sorted({*task.classes} - {*saved.classes})
+    lacking = sorted({*known} - {*classes})
+    strange = sorted({*classes} - {*known})
     if lacking or strange:
         found = [f"has {_few(strange)}, which the network does not know"] if strange else []
         found += [f"lacks {_few(lacking)}"] if lacking else []
@@ -92,7 +104,7 @@ def _logits_of(task: Task, saved: SavedNetwork, data: Path, network_file: Path) 
             f"{data} has other classes than {network_file}: it {' and '.join(found)}; give images of "
             "the network's classes, or adapt a network to these"
         )
-    return [saved.classes.index(name) for name in task.classes]
+    return [known.index(name) for name in classes]
 
 
 def _few(names: list[str]) -> str:
@@ -109,15 +121,18 @@ def _few(names: list[str]) -> str:
     type=click.Choice(list(SUFFIXES)),
     help="onnx and onnx-int8 run without torch; safetensors is every tensor by name.",
 )
-@click.option("--out", required=True, type=PATH, help="Write the network to this file.")
+@click.option("--out", required=True, type=OUTPUT_FILE, help="Write the network to this file.")
 @click.option(
     "--data",
     type=PATH,
     help=f"Directory with images ({TYPES_IN_WORDS}) in train/CLASS/ (and val/), as for adapt: measures "
     "the accuracy; onnx-int8 needs it.",
 )
+@THREADS
 @JSON
-def export(network_file: Path, kind: str, out: Path, data: Path | None, as_json: bool) -> None:
+def export(
+    network_file: Path, kind: str, out: Path, data: Path | None, threads: int, as_json: bool
+) -> None:
     """Write a kept network as a file for other programs, with a card in JSON beside it.
 
     An ONNX file takes `images`, float32 (N, C, H, W), and gives `logits`, float32 (N, K). Images are
@@ -129,12 +144,19 @@ def export(network_file: Path, kind: str, out: Path, data: Path | None, as_json:
     Example: maskvote-client export --network my.safetensors --format onnx --out my.onnx --data mine
     """
     check_suffix(out, kind)
+    check_calibration(kind, images=data is not None)
+    logit_of: list[int] = []
+    if data is not None:
+        classes, known = task_files(data).classes, classes_of(network_file)
+        logit_of = _logits_of(classes, known, data, network_file)
+
+    compute_with(threads)
     saved = load_network(network_file)
     judges = None
     if data is not None:
         task = load_folder(data, saved.backbone)
         remark(task.left_out)
-        judges = Judges(task, tuple(_logits_of(task, saved, data, network_file)))
+        judges = Judges(task, tuple(logit_of))
     with progress() as bars:
         bar = bars.add_task("Reading", total=None)
         card = export_artefact(

@@ -14,6 +14,8 @@ from client.artefacts.predictions import Failures, predictions
 from client.artefacts.runnable import open_artefact
 from common.command_line import progress, remark, settings_option
 from common.image_folders import SUFFIXES_IN_WORDS, LeftOut
+from common.option_types import INPUT_FILE, JSON, OUTPUT_FILE
+from common.threads_option import THREADS
 
 PATH = click.Path(path_type=Path)
 SOME_FAILED = 1
@@ -25,25 +27,23 @@ SOME_FAILED = 1
     "--network",
     "network_file",
     required=True,
-    type=PATH,
+    type=INPUT_FILE,
     help="What `maskvote-client export` wrote (.onnx, .safetensors, .pte), or `adapt --save`.",
 )
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=PATH, help="Write the predictions to this file, .csv or .json.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
+@click.option("--out", type=OUTPUT_FILE, help="Write the predictions to this file, .csv or .json.")
+@JSON
 @settings_option("--top", type=click.IntRange(min=1), default=1, help="Classes to name for each image.")
 @settings_option("--batch", type=click.IntRange(1, 4096), default=1, help="Images at a time.")
-@click.option("--threads", type=click.IntRange(min=0), help="CPU threads; 0 leaves it to the runtime.")
-@click.pass_context
+@THREADS
 def predict(
-    context: click.Context,
     network_file: Path,
     images: tuple[Path, ...],
     out: Path | None,
     as_json: bool,
     top: int,
     batch: int,
-    threads: int | None,
+    threads: int,
 ) -> int:
     """Tell the class of each image, of files or of folders with all that is below them.
 
@@ -55,7 +55,7 @@ def predict(
     """
     left_out = LeftOut()
     count, widest = measured(images, left_out)
-    runnable = open_artefact(network_file, (context.obj or 0) if threads is None else threads)
+    runnable = open_artefact(network_file, threads)
     remark(left_out.sentence(", ".join(map(str, images[:3]))))
     top = min(top, len(runnable.classes))
     failures = Failures()

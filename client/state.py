@@ -29,7 +29,8 @@ from typing import Any, Self, TypeVar
 from client.adapt import Adaptation, Step
 from client.download import NAME as PARTIAL
 from client.download import partial_files
-from client.export import decode_network, save_network
+from client.export import save_network
+from client.saved_header import classes_in, read_header
 from common.class_names import composed
 from common.envelope import LENGTHS, MAGIC, seal, unseal
 from common.errors import InputError, MaskvoteError, MismatchError
@@ -48,6 +49,7 @@ from common.proto_codec import (
     encode_offer,
     encode_receipt,
     encode_task_description,
+    offered_structure,
 )
 from common.structure import Structure
 from common.tuning_file import TuningFile
@@ -91,6 +93,7 @@ class State:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._offer: Offer | None = None
+        self._structure: Structure | None = None
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             names = sorted(path.name for path in directory.iterdir())
@@ -135,6 +138,11 @@ class State:
         os.close(self._lock)
 
     @property
+    def adapted(self) -> bool:
+        """Whether the network is adapted, so that the task's images are not needed any more."""
+        return self._any_of(CONTRIBUTION, RECEIPT)
+
+    @property
     def begun(self) -> bool:
         """Whether the server may have been asked, so that what it is asked for stays."""
         return self._any_of(REQUEST, ASSIGNMENT, CONTRIBUTION, RECEIPT)
@@ -145,7 +153,7 @@ class State:
         What the server is told nothing of stays only once the network is adapted.
         """
         known = self._json(SETTINGS, _settings) or {}
-        begun, adapted = self.begun, self._any_of(CONTRIBUTION, RECEIPT)
+        begun, adapted = self.begun, self.adapted
         for name, value in settings.items():
             stays = adapted if name in UNTOLD else begun
             if stays and name in known and known[name] != value:
@@ -160,7 +168,7 @@ class State:
     def classes(self) -> tuple[str, ...] | None:
         """The class names of the task, as far as they are known; the adapted network has them too."""
         known = tuple((self._json(SETTINGS, _settings) or {}).get("classes", ()))
-        return known or self._used(NETWORK, lambda path: decode_network(read_whole(path)).classes)
+        return known or self._used(NETWORK, lambda path: classes_in(read_header(read_whole(path))))
 
     @property
     def offer(self) -> Offer | None:
@@ -168,6 +176,13 @@ class State:
         if self._offer is None:
             self._offer = self._message(OFFER, decode_offer)
         return self._offer
+
+    @property
+    def structure(self) -> Structure | None:
+        """The structure in the offer: all that is needed of it to say how an adaptation ended."""
+        if self._structure is None:
+            self._structure = self._message(OFFER, offered_structure)
+        return self._structure
 
     @property
     def description(self) -> TaskDescription | None:
@@ -193,7 +208,7 @@ class State:
         if contribution is None:
             return None
         measured = self._json(MEASURED, _measured)
-        network = self._used(NETWORK, lambda path: decode_network(read_whole(path)))
+        network = self._used(NETWORK, lambda path: read_header(read_whole(path)))
         if measured is None or network is None:
             missing = MEASURED if measured is None else NETWORK
             raise InputError(
@@ -258,6 +273,7 @@ class State:
             )
 
     def _keep_adaptation(self, adaptation: Adaptation) -> None:
+
         assert adaptation.adapted is not None
         assert self.offer is not None
         adapted = adaptation.adapted
@@ -295,12 +311,12 @@ class State:
         """A message that only the offer's structure makes sense of; errors of the offer are its own."""
         if not self._any_of(name):
             return None
-        if (offer := self.offer) is None:
+        if (structure := self.structure) is None:
             raise InputError(
                 f"{self.directory / OFFER} is missing, and {name} cannot be read without it; fetch the "
                 "offer from the server once more"
             )
-        return self._message(name, lambda message, data: decode(message, data, offer.structure))
+        return self._message(name, lambda message, data: decode(message, data, structure))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_whole(self.directory / name, json.dumps(content, indent=2).encode())

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress, TaskID
-from torch import Tensor
 
 from client.adapt import Adaptation, adapt, check_timm, describe, generator_of
 from client.disclosure import warning_of
@@ -20,11 +20,16 @@ from common.budget import LatencyTable, check_feasible
 from common.command_line import progress
 from common.errors import InputError
 from common.exchange import Offer, Receipt, TaskDescription
-from common.fine_tune import FineTuneSettings
-from common.images import LabelledImages
 from common.proto_codec import REQUEST_ID_BYTES
 from common.task_data import Task
 from common.temporary_files import temporary_directory
+from common.threads_option import compute_with
+from common.tuning_settings import FineTuneSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.images import LabelledImages
 
 
 @dataclass
@@ -88,14 +93,16 @@ def opened_state(directory: Path | None) -> Iterator[State]:
         yield state
 
 
-def description_of(asked: Asked, server: Server, state: State) -> TaskDescription:
+def description_of(asked: Asked, server: Server, state: State, threads: int = 0) -> TaskDescription:
     """What the server would be asked, which is kept to be asked indeed; it is not told any of it yet."""
     state.remember(**_settings(asked))
     if (kept := state.description) is not None:
         return kept
+    asked.check_data()
+    server.check()
     with _reached(server, state) as (coordinator, bars):
         offer = state.offer or state.keep(coordinator.offer())
-        task = _task(asked, offer, state, bars)
+        task = _task(asked, offer, state, bars, threads)
         return state.keep(
             describe(offer, task, asked.budget, asked.method, new_request_id(), asked.privacy)
         )
@@ -108,7 +115,12 @@ def offer_of(server: Server) -> Offer:
 
 
 def adapt_through(
-    server: Server, asked: Asked, settings: FineTuneSettings, seed: int, state: State
+    server: Server,
+    asked: Asked,
+    settings: FineTuneSettings,
+    seed: int,
+    state: State,
+    threads: int = 0,
 ) -> tuple[Adaptation, Receipt]:
     """All steps that are not done yet. Once all are, nobody is asked.
 
@@ -122,14 +134,17 @@ def adapt_through(
         learning_rate=settings.learning_rate,
     )
     # Without the offer nothing else can be read: then the server is asked for it before.
-    if state.offer is not None:
+    if state.structure is not None:
         adaptation, receipt = state.adaptation, state.receipt
         if adaptation is not None and receipt is not None:
             return adaptation, receipt
+    if not state.adapted:
+        asked.check_data()
+    server.check()
     with _reached(server, state) as (coordinator, bars):
         adapted = adapt(
             coordinator,
-            lambda offer: _task(asked, offer, state, bars, settings.max_memory),
+            lambda offer: _task(asked, offer, state, bars, threads, settings.max_memory),
             asked.budget,
             settings,
             generator_of(seed, asked.place),
@@ -173,8 +188,16 @@ def _remembered(limit: float | LatencyTable | None) -> Setting:
     return limit if limit is None or isinstance(limit, int | float) else str(limit.points)
 
 
-def _task(asked: Asked, offer: Offer, state: State, bars: Bars, max_memory: float | None = None) -> Task:
+def _task(
+    asked: Asked,
+    offer: Offer,
+    state: State,
+    bars: Bars,
+    threads: int,
+    max_memory: float | None = None,
+) -> Task:
     """The task, after all that could make its computation be for nothing."""
+    compute_with(threads)
     check_timm(offer.structure)
     task = asked.task(offer.backbone, max_memory)
     if task.left_out:
@@ -208,7 +231,7 @@ def _reached(server: Server, state: State) -> Iterator[tuple[RemoteCoordinator, 
     with progress() as shown:
         bars = Bars(shown)
         with RemoteCoordinator(
-            server.connect(server.address),
+            server.connection,
             state.directory,
             known=state.offer,
             patience_seconds=server.patience_seconds,

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from client.budget_options import LIMITS, budget_of, budget_options
 from client.latency_table import MeasuredTable, read_latency_table
-from client.patience import DEFAULT_SECONDS
+from client.patience import DEFAULT_SECONDS, Patience
 from common.address import Address
 from common.backbone import Backbone
 from common.budget import Budget
@@ -22,19 +22,21 @@ from common.command_line import settings_option
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import METHODS, Method
+from common.grpc_channel import Connection
 from common.image_folders import TYPES_IN_WORDS
-from common.images import PIXEL_BYTES
-from common.memory_limit import MemoryLimit
+from common.memory_limit import PIXEL_BYTES, MemoryLimit
+from common.option_types import INPUT_FILE
 from common.privacy import DEFAULT_DELTA, Privacy
-from common.task_data import Task, load_folder
-from common.torchvision_data import load_torchvision
+from common.task_data import Task, load_folder, task_files
+
+if TYPE_CHECKING:
+    from common.backbone import Backbone
 
 PATH = click.Path(path_type=Path)
 
 OFFER = click.option(
-    "--offer", "offer_file", type=PATH, help="What the server wrote with `maskvote-server offer`."
+    "--offer", "offer_file", type=INPUT_FILE, help="What the server wrote with `maskvote-server offer`."
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 
 OF_BUDGET = (*LIMITS, "method", "epsilon", "delta")
 OF_SERVER = ("patience", "ca", "token_file", "certificate", "key", "insecure")
@@ -81,6 +83,18 @@ class Asked:
         """The budget. BudgetError if it is none; see `budget_of`."""
         return budget_of(self.limits, self.table)
 
+    def check(self) -> None:
+        """Raise what can be told of it without the data: errors as of `budget` and `privacy`."""
+        _ = self.budget, self.privacy
+
+    def check_data(self) -> None:
+        """Raise TaskDataError unless there is a task in the directory of the data, as far as names tell.
+
+        Whether torchvision has a data set is seen when it is loaded.
+        """
+        if not self._of_torchvision:
+            task_files(Path(self.data))
+
     @property
     def place(self) -> Path | str:
         """Where the data is, from wherever it is asked."""
@@ -98,6 +112,8 @@ class Asked:
         pixels = PIXEL_BYTES if max_memory is None else MemoryLimit(max_memory).pixel_bytes
         if not self._of_torchvision:
             return load_folder(Path(self.data), backbone, pixels)
+        from common.torchvision_data import load_torchvision
+
         _, name, *root = self.data.split(":", 2)
         found = load_torchvision(name, Path(root[0] if root else "."), backbone, pixels)
         return Task(found.classes, found.train, found.evaluation)
@@ -111,6 +127,15 @@ class Server:
     state: Path | None
     patience_seconds: float
     connect: Connect
+
+    def check(self) -> None:
+        """Raise what can be told of it before it is called: errors as of `connection` and Patience."""
+        _ = self.connection, Patience(self.patience_seconds)
+
+    @cached_property
+    def connection(self) -> Connection:
+        """How it is reached. InputError for an address, a token or certificates that are no use."""
+        return self.connect(self.address)
 
 
 def asking(command: Callable) -> Callable:

@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from common.command_line import settings_option
-from common.fine_tune import TUNED, FineTuneSettings
-from common.gradients import PRECISIONS, Precision
 from common.process_memory import MEGABYTE
+from common.tuning_settings import PRECISIONS, TUNED, FineTuneSettings, Precision
 
 
 def tuning(command: Callable) -> Callable:

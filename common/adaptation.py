@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone import Backbone, weights_digest
-from common.best_network import BestNetwork
+from common.best_network import BestNetwork, held_out
 from common.device_limits import DeviceLimits
 from common.errors import Diverged, InputError
 from common.fine_tune import FineTuneSettings
 from common.fitting import Fitted, accuracy, examine, start_from_means
-from common.hold_out import held_out
 from common.images import SomeImages
 from common.importance import rank
 from common.mask import Mask, Scores

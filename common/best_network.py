@@ -1,4 +1,4 @@
-"""Best network: the tensors of the network that held-out images prefer so far."""
+"""Best network: the one that training images prefer which were held out from tuning."""
 
 from __future__ import annotations
 
@@ -17,6 +17,25 @@ from common.rebuild import rebuild
 
 PREFIX, KEPT, SCORES = "best.", "best-kept", "best-scores"
 """Names of the tensors in `BestNetwork.stored`: a prefix, and two of their own."""
+COMPARING_SHARE, ENOUGH, FEWEST = 0.1, 4, 3
+"""How many training images of a class choose between networks, each being one less to tune on: this
+share, but of small classes a fifth up to ENOUGH, and one of a class that has FEWEST."""
+
+
+def held_out(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Which training images choose between networks, bool (N,), drawn at random: tuning never sees them.
+
+    A tenth of each class; of small classes, a fifth up to ENOUGH images, and at least one of a class that
+    has FEWEST. Shares are rounded down. `labels` is int64 (N,).
+    """
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    order = torch.randperm(len(labels), generator=generator)
+    for label in labels.unique().tolist():
+        own = order[labels[order] == label]
+        fifth = min(len(own) // 5, ENOUGH)
+        count = max(int(len(own) * COMPARING_SHARE), fifth, int(len(own) >= FEWEST))
+        held[own[:count]] = True
+    return held
 
 
 @dataclass

@@ -107,7 +107,7 @@ class Budget:
                 "activations, and latency, and here is none; give one or several"
             )
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
-            raise BudgetError(f"the keep ratio is {self.keep_ratio}; it lies in (0, 1]")
+            raise BudgetError(f"the keep ratio is {self.keep_ratio}; it lies in (0, 1], and 10% is 0.1")
         for unit, limit in self._counted.items():
             if limit is not None and not 1 <= limit <= MAX_COUNT:
                 raise BudgetError(f"the budget is {limit} {unit}; it lies in 1 to {MAX_COUNT}")

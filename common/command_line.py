@@ -6,7 +6,6 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import click
@@ -28,20 +27,22 @@ OURS = frozenset({"client", "common", "protos", "server", "simulations"})
 class Source(NamedTuple):
     """Where a command is, and what is known of it before it is imported.
 
-    `name` is its name in `module`, `help` the first sentence of its help text. `torch` is whether it
-    may compute with torch.
+    `name` is its name in `module`, `help` the first sentence of its help text.
     """
 
     module: str
     name: str
     help: str
-    torch: bool = True
 
 
 class Commands(click.Group):
     """Commands that are imported when they are asked for: one command waits for no package of another's.
 
-    One that lacks a package says so when it is called; `install` is what pip is then to be given.
+    A module of a command imports nothing slow either, and least of all torch: what computes is imported
+    by the command itself, once all is checked that the command line alone can tell. So help texts and
+    most errors come at once.
+
+    A command that lacks a package says so when it is called; `install` is what pip is then to be given.
     """
 
     def __init__(self, *, sources: Mapping[str, Source], install: str, **options: Any) -> None:
@@ -59,43 +60,42 @@ class Commands(click.Group):
         try:
             return getattr(importlib.import_module(source.module), source.name)
         except ModuleNotFoundError as error:
-            return self._lacking(name, error)
+            self._refuse_without(name, error)
+            raise
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command that was asked for. InputError where it lacks a package."""
+        try:
+            return super().invoke(context)
+        except ModuleNotFoundError as error:
+            self._refuse_without(context.invoked_subcommand, error)
+            raise
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands before the command. An option of the command itself is told where it goes."""
+        words = list(args)
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            if error.possibilities:
+                raise
+            command = next((word for word in words if word in self.sources), "COMMAND")
+            raise click.UsageError(
+                f"There is no option {error.option_name} before the command. A command's options come "
+                f"after its name: {context.command_path} {command} {error.option_name} ...",
+                context,
+            ) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the group's own help text, for which no command is imported."""
         click.Group(commands=self.commands).format_commands(context, formatter)
 
-    def _lacking(self, name: str, error: ModuleNotFoundError) -> click.Command:
-        if (error.name or "").split(".")[0] in OURS:
-            raise error
-
-        def refuse() -> None:
+    def _refuse_without(self, name: str | None, error: ModuleNotFoundError) -> None:
+        """Raise InputError where a package is missing. A module of ours that is missing is a bug."""
+        if (error.name or "").split(".")[0] not in OURS:
             raise InputError(
                 f"{name} needs {error.name}, which is not installed; pip install {self.install}"
             ) from error
-
-        return click.Command(
-            name,
-            callback=refuse,
-            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-            add_help_option=False,
-            help=f"Needs {error.name}, which is not installed.",
-        )
-
-
-def set_torch_threads(context: click.Context, threads: int) -> None:
-    """Let torch compute with so many threads in the command that was asked for; 0 leaves it to torch.
-
-    A command that does not compute with torch does not wait for it either.
-    """
-    group, name = context.command, context.invoked_subcommand
-    assert isinstance(group, Commands)
-    assert name is not None
-    if threads and group.sources[name].torch:
-        with suppress(ModuleNotFoundError):  # which the command itself tells
-            import torch
-
-            torch.set_num_threads(threads)
 
 
 def run(group: click.Group) -> None:

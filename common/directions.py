@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from common.errors import SignatureError
 from common.fitting import BATCH, all_features
+from common.privacy import DIRECTIONS
 
-DIRECTIONS = 64
-"""How many: half as many confuse tasks even without noise, twice as many are drowned by noise sooner."""
 DRAWN_IMAGES = 256
 """How many images are drawn: more find hardly better directions."""
 TINT = 0.3

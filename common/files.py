@@ -52,6 +52,40 @@ def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         ) from error
 
 
+def check_readable(path: Path) -> None:
+    """Raise InputError unless there is a file that can be read. It is not opened."""
+    try:
+        path.stat()
+    except OSError as error:
+        why = error.strerror or str(error)
+    else:
+        why = "it is a directory" if path.is_dir() else ""
+        if not why and not os.access(path, os.R_OK):
+            why = "it may not be read by you"
+    if why:
+        raise InputError(f"{path} cannot be read ({why}); check the path")
+
+
+def check_directory(path: Path) -> None:
+    """Raise InputError unless there is a directory."""
+    if not path.is_dir():
+        raise InputError(f"{path} is not a directory; check the path")
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError unless a file can be written here, as far as can be told without writing it."""
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written (it is a directory); give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(
+            f"{path} cannot be written (there is no directory {path.parent}); make it, or write elsewhere"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path} cannot be written (you may not write into {path.parent}); write elsewhere"
+        )
+
+
 def read_whole(path: Path) -> memoryview:
     """The bytes of a file, as of `rest_of`. InputError where it cannot be read."""
     with reading(path) as file:

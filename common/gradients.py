@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from common.fitting import on_device_of
 from common.images import LabelledImages
-
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+from common.tuning_settings import Precision
 
 
 def parts_of(indices: Tensor, micro_batch: int) -> tuple[Tensor, ...]:

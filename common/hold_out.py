@@ -1,18 +1,12 @@
-"""Hold out: which images judge a network, and which ones choose between networks while it is tuned."""
+"""Hold out: which images judge a network, where the data brings none for that."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 HELD_OUT_SHARE = 0.2
 """The share of images that judge."""
-COMPARING_SHARE, ENOUGH, FEWEST = 0.1, 4, 3
-"""How many training images of a class choose between networks, each being one less to tune on: this
-share, but of small classes a fifth up to ENOUGH, and one of a class that has FEWEST."""
 
 
 def judging(keys: Sequence[bytes], labels: Sequence[int]) -> list[bool]:
@@ -37,19 +31,3 @@ def judging(keys: Sequence[bytes], labels: Sequence[int]) -> list[bool]:
         hashed < HELD_OUT_SHARE or lowest[label] == place
         for place, (label, hashed) in enumerate(zip(labels, hashes, strict=True))
     ]
-
-
-def held_out(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Which training images choose between networks, bool (N,), drawn at random: tuning never sees them.
-
-    A tenth of each class; of small classes, a fifth up to ENOUGH images, and at least one of a class that
-    has FEWEST. Shares are rounded down. `labels` is int64 (N,).
-    """
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    order = torch.randperm(len(labels), generator=generator)
-    for label in labels.unique().tolist():
-        own = order[labels[order] == label]
-        fifth = min(len(own) // 5, ENOUGH)
-        count = max(int(len(own) * COMPARING_SHARE), fifth, int(len(own) >= FEWEST))
-        held[own[:count]] = True
-    return held

@@ -15,9 +15,7 @@ from torch import Tensor
 from common.backbone import Backbone
 from common.errors import TaskDataError
 from common.image_reading import COLOURS, filling, prepared, read_image
-
-PIXEL_BYTES = 256 * 2**20
-"""Of decoded images that are kept, unless less is asked for: 21,000 of 64 x 64 pixels, 1,700 of 224."""
+from common.memory_limit import PIXEL_BYTES
 
 
 class LabelledImages(Protocol):

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from common.backbone import Weights
-from common.gradients import Precision, add_gradients
+from common.gradients import add_gradients
 from common.images import LabelledImages, batches
 from common.mask import Mask, Scores
 from common.structure import Structure
+from common.tuning_settings import Precision
 
 RANKING_BATCHES = 10
 """Mini-batches for scores that no tuning gives: enough for their order to settle."""

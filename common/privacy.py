@@ -25,6 +25,9 @@ COUNT_WEIGHT = 0.25
 the noise of the sums 3 % larger, not 41 % as with a weight of 1; at epsilon 8 they are 2.5 images off."""
 SENSITIVITY = math.hypot(1, COUNT_WEIGHT)
 """How far in L2 norm, at most, one image more or less moves what is released before noise."""
+DIRECTIONS = 64
+"""How many numbers a class's private features have, see `common.directions`: half as many confuse tasks
+even without noise, twice as many are drowned by noise sooner."""
 CLEAR = 4
 """How many times the length of its noise a sum can have, at least, in a class of enough images."""
 

@@ -80,13 +80,22 @@ def encode_offer(offer: exchange.Offer) -> tuple[bytes, memoryview]:
 
 
 @refusing("offer")
-def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
-    """The offer, its structure and its probe checked against their digests."""
-    from common.probe import Probe
-
+def offered_structure(message: bytes, payload: Data) -> Structure:
+    """The structure in an offer, whose probe is no other than the announced one. It needs no torch."""
     parsed = parsed_as(pb.Offer, message)
     structure = structure_in(parsed.structure)
     _check_announced(payload, parsed.probe)
+    return structure
+
+
+@refusing("offer")
+def decode_offer(message: bytes, payload: Data) -> exchange.Offer:
+    """The offer, its structure and its probe checked against their digests."""
+    structure = offered_structure(message, payload)
+    parsed = parsed_as(pb.Offer, message)
+    # Here, so that what is wrong with the message is told before torch is imported.
+    from common.probe import Probe
+
     probe = Probe.from_bytes(payload, structure)
     _check_same(probe.digest, parsed.probe_digest, "probe")
     _check_model(probe.subnetwork.backbone, structure)

@@ -9,26 +9,8 @@ from torch import nn
 
 from common.budget import Counts
 from common.errors import InputError
-from common.fine_tune import FineTuneSettings
 from common.mask import Mask, Scores
-
-
-@dataclass(frozen=True)
-class PruningSettings:
-    """How units are dropped: in so many rounds, the last of them `settle` of all iterations early.
-
-    What is left of the iterations tunes the network at its final size.
-    """
-
-    rounds: int = 3
-    settle: float = 0.4
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 <= self.settle < 1:
-            raise InputError(
-                f"{self.rounds} rounds and a settling share of {self.settle}; needed are at least "
-                "one round and a share in [0, 1)"
-            )
+from common.tuning_settings import FineTuneSettings, PruningSettings
 
 
 @dataclass(frozen=True)

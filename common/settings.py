@@ -15,10 +15,9 @@ from typing import Any, TypeVar, get_type_hints
 from common.budget import Budget
 from common.errors import InputError
 from common.exchange import METHODS, Method
-from common.fine_tune import FineTuneSettings, Tuned
-from common.gradients import Precision
 from common.privacy import DEFAULT_DELTA, Privacy
 from common.process_memory import MEGABYTE
+from common.tuning_settings import FineTuneSettings, Precision, Tuned
 
 Value = bool | int | float | str
 Config = Mapping[str, Value]

@@ -6,15 +6,17 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from common.backbone import Backbone
 from common.class_names import check_class_names, composed
 from common.errors import TaskDataError
 from common.hold_out import judging
-from common.images import PIXEL_BYTES, FileImages, LabelledImages, PixelCache
+from common.memory_limit import PIXEL_BYTES
 from common.task_folder import ByClass, read_task_folder
+
+if TYPE_CHECKING:
+    from common.backbone import Backbone
+    from common.images import LabelledImages
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Task:
             )
         check_class_names(self.classes)
         object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
-        counts = torch.bincount(self.train.labels, minlength=len(self.classes))
-        lacking = [self.classes[k] for k in torch.nonzero(counts == 0).flatten().tolist()]
+        trained = set(self.train.labels.tolist())
+        lacking = [name for label, name in enumerate(self.classes) if label not in trained]
         if lacking:
             raise TaskDataError(f"no training image of class {', '.join(lacking)}; add some")
         if not len(self.evaluation):
@@ -48,13 +50,43 @@ class Task:
 
 
 def load_folder(path: Path, backbone: Backbone, pixel_bytes: int = PIXEL_BYTES) -> Task:
-    """The task in a directory of images in `train/CLASS` and, optionally, `val/CLASS`.
+    """The task in a directory, as of `task_files`.
+
+    At most `pixel_bytes` of decoded images are kept in memory; the others are read each time that they
+    are asked for. Raises TaskDataError for a directory, class or file that is no use.
+    """
+    from common.images import FileImages, PixelCache
+
+    files = task_files(path)
+    cache = PixelCache(pixel_bytes)
+    train, evaluation = (FileImages(*part, backbone, cache) for part in (files.train, files.evaluation))
+    return Task(files.classes, train, evaluation, files.left_out)
+
+
+Files = tuple[list[Path], list[int]]
+"""Image files, and the class of each, in [0, K)."""
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of a task: its classes, and the images that train and that judge. None is read yet.
+
+    `left_out` says in a sentence what was left out; "" for nothing.
+    """
+
+    classes: tuple[str, ...]
+    train: Files
+    evaluation: Files
+    left_out: str = ""
+
+
+def task_files(path: Path) -> TaskFiles:
+    """The files of a directory of images in `train/CLASS` and, optionally, `val/CLASS`.
 
     Classes are the sub-directories of `train`, by name; their images lie in them or anywhere below:
     which files count, see `images_below`. Without `val`, about a fifth of the images of `train` judge,
-    of each class at least one: which, the name of each decides, see `judging`. At most `pixel_bytes` of
-    decoded images are kept in memory; the others are read each time that they are asked for. Raises
-    TaskDataError for a directory, class or file that is no use.
+    of each class at least one: which, the name of each decides, see `judging`. Raises TaskDataError for a
+    directory or class that is no use. It needs no torch.
     """
     path = Path(path)
     folder = read_task_folder(path)
@@ -64,13 +96,7 @@ def load_folder(path: Path, backbone: Backbone, pixel_bytes: int = PIXEL_BYTES) 
         evaluation = _files(folder.evaluation)
     else:
         train, evaluation = _hold_out(train, classes, path / "train")
-    cache = PixelCache(pixel_bytes)
-    training, judging_images = (FileImages(*files, backbone, cache) for files in (train, evaluation))
-    return Task(classes, training, judging_images, folder.left_out.sentence(path))
-
-
-Files = tuple[list[Path], list[int]]
-"""Image files, and which class each is of."""
+    return TaskFiles(classes, train, evaluation, folder.left_out.sentence(path))
 
 
 def _files(images: ByClass) -> Files:

@@ -15,7 +15,8 @@ from torch import Tensor
 from common.backbone import Backbone
 from common.errors import TaskDataError
 from common.hold_out import judging
-from common.images import PIXEL_BYTES, PixelCache, StoredImages, ToPixels, pixel_transform
+from common.images import PixelCache, StoredImages, ToPixels, pixel_transform
+from common.memory_limit import PIXEL_BYTES
 from common.system_errors import pass_on
 
 Part = Sequence[tuple[Image.Image, int]]

@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from common.errors import InputError, MaskvoteError
 from common.files import read_whole, write_whole
-from common.tensor_file import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 1
 """Of what is written: another one is not gone on with."""
@@ -37,6 +38,8 @@ class TuningFile:
 
     def read(self, identity: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """What was written last for this identity; None where there is nothing of it."""
+        from common.tensor_file import read_tensors
+
         with suppress(MaskvoteError):
             data = read_whole(self.path)
             digest, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
@@ -53,6 +56,8 @@ class TuningFile:
 
     def write(self, identity: str, tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> None:
         """Write what is to be kept. InputError where the disk does not take it."""
+        from common.tensor_file import write_tensors
+
         began = time.monotonic()
         content = write_tensors(
             {name: tensor.detach().cpu() for name, tensor in tensors.items()},

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 from common.errors import AccessError, InputError, MismatchError
 from common.exchange import Contribution, Offer
 from common.mask import Mask
+from common.structure import Structure
 from server.entries import ENTRY_METHODS, MAX_NAME_CHARACTERS, Entry, StoredAssignment
 
 if TYPE_CHECKING:
     from common.backbone import Weights
 
 
-def check_structure(mask: Mask, offer: Offer) -> None:
+def check_structure(mask: Mask, structure: Structure) -> None:
     """Raise MismatchError unless the mask is of the structure on offer."""
-    theirs, ours = mask.structure.digest, offer.structure.digest
+    theirs, ours = mask.structure.digest, structure.digest
     if theirs != ours:
         raise MismatchError(
             f"the mask is of structure {theirs[:12]}, this library's is {ours[:12]}; "
@@ -81,7 +82,7 @@ def admit(contribution: Contribution, assigned: StoredAssignment) -> None:
 
 def check_entry(entry: Entry, offer: Offer) -> None:
     """Raise InputError, or MismatchError, unless it can be an entry of a library of this offer."""
-    check_structure(entry.mask, offer)
+    check_structure(entry.mask, offer.structure)
     offer.probe.check(entry.signature)
     # What holds for a contribution holds for every entry.
     Contribution(entry.entry, entry.mask, entry.accuracy_before, entry.accuracy_after, entry.iterations)

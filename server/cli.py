@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from common.command_line import Commands, Source, run, set_torch_threads, settings_option
+from common.command_line import Commands, Source, run
 
 COMMANDS = {
     "create": Source("server.founding_cli", "create", "Found a new, empty LIBRARY for a backbone."),
@@ -25,45 +25,39 @@ COMMANDS = {
     "record": Source("server.exchange_cli", "record",
                      "Store the CONTRIBUTION of a device; the next device is served better."),
     "list": Source("server.operate_cli", "list_entries",
-                   "List the entries of LIBRARY, a file or grpc://HOST:PORT, in the order they came.",
-                   torch=False),
+                   "List the entries of LIBRARY, a file or grpc://HOST:PORT, in the order they came."),
     "show": Source("server.operate_cli", "show_entry",
                    "Show one ENTRY of LIBRARY: its facts, its signature in numbers, its neighbours, its "
-                   "mask.", torch=False),
+                   "mask."),
     "remove": Source("server.operate_cli", "remove_entry",
-                     "Take an ENTRY of LIBRARY out of all votes from now on.", torch=False),
+                     "Take an ENTRY of LIBRARY out of all votes from now on."),
     "restore": Source("server.operate_cli", "restore_entry",
-                      "Let a removed ENTRY of LIBRARY vote again.", torch=False),
+                      "Let a removed ENTRY of LIBRARY vote again."),
     "backup": Source("server.operate_cli", "back_up_library",
-                     "Copy LIBRARY, whole and checked, to the new FILE.", torch=False),
+                     "Copy LIBRARY, whole and checked, to the new FILE."),
     "export": Source("server.operate_cli", "export_entries",
                      "Write the entries of LIBRARY that are not removed to FILE, to import them "
-                     "elsewhere.", torch=False),
+                     "elsewhere."),
     "import": Source("server.operate_cli", "import_entries",
-                     "Add the entries in FILE to LIBRARY, which is of the same backbone and probe.",
-                     torch=False),
+                     "Add the entries in FILE to LIBRARY, which is of the same backbone and probe."),
     "statistics": Source("server.operate_cli", "show_statistics",
-                         "Show in numbers what LIBRARY holds.", torch=False),
+                         "Show in numbers what LIBRARY holds."),
     "token": Source("server.token_cli", "token",
-                    "Let devices and operators in, and out again; a server that runs heeds it at once.",
-                    torch=False),
+                    "Let devices and operators in, and out again; a server that runs heeds it at once."),
     "login": Source("server.login_cli", "login",
                     "Save how SERVER, grpc://HOST:PORT, is reached by you as its operator, once it has "
-                    "let you in.", torch=False),
+                    "let you in."),
     "logout": Source("server.login_cli", "logout",
-                     "Remove what login has saved for SERVER.", torch=False),
+                     "Remove what login has saved for SERVER."),
     "connections": Source("server.login_cli", "connections",
-                          "Show the servers that login has saved, without the tokens.", torch=False),
+                          "Show the servers that login has saved, without the tokens."),
 }  # fmt: skip
 
 
 @click.group(cls=Commands, sources=COMMANDS, install='"maskvote[server]"')
 @click.version_option(package_name="maskvote")
-@settings_option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
-@click.pass_context
-def cli(context: click.Context, threads: int) -> None:
+def cli() -> None:
     """Hold a pre-trained backbone and a library of masks, and serve sub-networks of it."""
-    set_torch_threads(context, threads)
 
 
 def main() -> None:

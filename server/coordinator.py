@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
@@ -14,7 +13,6 @@ from common.backbone import Weights
 from common.budget import Budget, Counts
 from common.errors import InputError
 from common.exchange import (
-    MAX_ROUNDS,
     Assignment,
     Choice,
     Contribution,
@@ -32,37 +30,10 @@ from server.healing.healer import Healer
 from server.healing.store import HealedStore
 from server.library import Entry, Library, Revision, StoredAssignment
 from server.library_file import DamagedRow
+from server.settings import VotingSettings
 from server.similarity import ClassStatistics, Similarity
 from server.task_index import TaskIndex
 from server.voting import Ballot, elect, explored_units, ranks, with_runners_up
-
-MAX_PRIOR = 1e6
-"""Far beyond where votes decide nothing but ties."""
-
-
-@dataclass(frozen=True)
-class VotingSettings:
-    """How neighbours vote."""
-
-    neighbours: int = 10
-    """K: enough that no single one decides, few enough that they are near."""
-    explore: float = 0.1
-    """Share of an SMSP sub-network's units that are runners-up, so that a device ranks more than
-    what was voted for, and returns no echo of the vote."""
-    rounds: int = 3
-    """Rounds of pruning that an MVP device does from its larger start to its budget."""
-    prior: float = 0.5
-    """What the backbone's own importance is worth beside the votes; the papers have 0. Neighbours' masks
-    are noisy, and few: of two units with about as many votes the more important one is the better bet."""
-
-    def __post_init__(self) -> None:
-        if self.neighbours < 1 or not 1 <= self.rounds <= MAX_ROUNDS or not 0 <= self.explore < 1:
-            raise InputError(
-                f"{self.neighbours} neighbours, {self.rounds} rounds, exploring {self.explore}; needed "
-                f"are at least one neighbour, 1 to {MAX_ROUNDS} rounds, and a share in [0, 1)"
-            )
-        if not 0 <= self.prior <= MAX_PRIOR:
-            raise InputError(f"the prior is {self.prior}; it is a number from 0 to {MAX_PRIOR:g}")
 
 
 class Coordinator:

@@ -17,12 +17,13 @@ from flwr.serverapp import Grid, ServerApp
 from common.backbone import Weights, backbone_weights
 from common.files import write_whole
 from common.settings import FleetSettings, fleet_settings
-from server.coordinator import Coordinator, VotingSettings
+from server.coordinator import Coordinator
 from server.fleet import Fleet, Watch
 from server.fleet_report import HEADER, DeviceOutcome, FleetReport
 from server.healing.heal_library import store_of
 from server.healing.healer import healer_of
 from server.library import Library
+from server.settings import VotingSettings
 
 __all__ = ["DeviceOutcome", "FleetReport", "FleetSettings", "Watch", "app", "serve_fleet", "server_app"]
 

@@ -13,25 +13,22 @@ from common.backbone import Backbone, Weights, weights_digest
 from common.budget import Budget
 from common.errors import UnsupportedModel
 from common.exchange import Offer
-from common.fine_tune import FineTuneSettings
 from common.fitting import all_features, recalibrate_batch_norm
 from common.images import LabelledImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.probe import Probe
-from common.pruning import PruningSettings
 from common.rebuild import rebuild
 from common.structure import Kind
 from common.subnetwork import SubNetwork
 from common.task_data import Task
+from common.tuning_settings import FineTuneSettings, PruningSettings
 from server.admission import check_contributor, check_weights
 from server.budget import allot
 from server.library import Entry, Library, seed_entry
 from server.library_file import check_is_free
 from server.proved_table import proved_table
-
-PROBE_KEEP_RATIO = 0.25
-"""The probe's share of the backbone's units: small to download, and its features still tell tasks."""
+from server.settings import PROBE_KEEP_RATIO
 
 
 def found_library(

@@ -9,19 +9,23 @@ from pathlib import Path
 import click
 
 from common.backbone import Backbone, backbone_weights, classes_of
+from common.budget import Budget
 from common.command_line import progress, remark, settings_option
 from common.errors import TaskDataError
-from common.fine_tune import FineTuneSettings
+from common.files import check_writable
 from common.image_folders import TYPES_IN_WORDS, LeftOut, subfolders
-from common.pruning import PruningSettings
+from common.option_types import SHARE
 from common.structure import Kind
-from common.task_data import load_folder
+from common.task_data import load_folder, task_files
 from common.task_folder import read_task_folder
+from common.threads_option import THREADS, compute_with
+from common.tuning_settings import FineTuneSettings, PruningSettings
 from server.entry_tables import show_entries
-from server.founding import PROBE_KEEP_RATIO, found_library, seed_library
 from server.library import Library
+from server.library_file import check_is_free
 from server.model_options import CHECKPOINT, model_options, proof_progress
 from server.operate_cli import JSON
+from server.settings import PROBE_KEEP_RATIO
 
 LIBRARY = click.argument("library", type=click.Path(path_type=Path))
 
@@ -38,8 +42,11 @@ LIBRARY = click.argument("library", type=click.Path(path_type=Path))
     help=f"A task of yours, images ({TYPES_IN_WORDS}) in train/CLASS/: they set the probe's statistics.",
 )
 @click.option("--residual", is_flag=True, help="Let masks cut the residual stream too.")
-@settings_option("--probe-keep-ratio", default=PROBE_KEEP_RATIO, help="The probe's share of units.")
+@settings_option(
+    "--probe-keep-ratio", type=SHARE, default=PROBE_KEEP_RATIO, help="The probe's share of units."
+)
 @settings_option("--seed", default=0)
+@THREADS
 def create(
     library: Path,
     model: str,
@@ -51,11 +58,20 @@ def create(
     residual: bool,
     probe_keep_ratio: float,
     seed: int,
+    threads: int,
 ) -> None:
     """Found a new, empty LIBRARY for a backbone.
 
     Example: maskvote-server create birds.db --model resnet18 --images tasks/birds
     """
+    check_is_free(library)
+    check_writable(library)
+    Budget(keep_ratio=probe_keep_ratio)
+    task_files(images)
+
+    from server.founding import found_library
+
+    compute_with(threads)
     classes = classes_of(checkpoint, model, num_classes)
     backbone = Backbone.from_timm(model, num_classes=classes, image_size=image_size, arguments=arguments)
     kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
@@ -91,10 +107,11 @@ def create(
     "val/CLASS/.",
 )
 @CHECKPOINT
-@settings_option("--keep-ratio", default=0.1, help="Share of units that the masks keep.")
+@settings_option("--keep-ratio", type=SHARE, default=0.1, help="Share of units that the masks keep.")
 @settings_option("--iterations", default=150, help="Fine-tuning iterations a task.")
 @settings_option("--rounds", default=8, help="Rounds of pruning a task.")
 @settings_option("--seed", default=0)
+@THREADS
 @JSON
 def seed(
     library: Path,
@@ -104,6 +121,7 @@ def seed(
     iterations: int,
     rounds: int,
     seed: int,
+    threads: int,
     as_json: bool,
 ) -> None:
     """Fill LIBRARY with masks of your own tasks, by iterative pruning. Resumes where it stopped.
@@ -114,10 +132,17 @@ def seed(
     folders = subfolders(tasks, left_out) if tasks.is_dir() else []
     if not folders:
         raise TaskDataError(f"{tasks} has no task directories; put an ImageFolder task into each")
+    Budget(keep_ratio=keep_ratio)
+    settings, pruning = FineTuneSettings(iterations=iterations), PruningSettings(rounds=rounds)
     for folder in folders:
+        task_files(folder)
         left_out.add(read_task_folder(folder).left_out)
     remark(left_out.sentence(tasks))
     with Library.open(library) as opened, progress() as bars:
+        from common.backbone import backbone_weights
+        from server.founding import seed_library
+
+        compute_with(threads)
         backbone = opened.offer.backbone
         total = bars.add_task("Seeding", total=len(folders))
         bar = bars.add_task("", total=iterations)
@@ -133,8 +158,8 @@ def seed(
             backbone_weights(backbone, checkpoint),
             [(path.name, partial(load_folder, path, backbone)) for path in folders],
             keep_ratio=keep_ratio,
-            settings=FineTuneSettings(iterations=iterations),
-            pruning=PruningSettings(rounds=rounds),
+            settings=settings,
+            pruning=pruning,
             seed=seed,
             progress=watch,
         )

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from common.exchange import BudgetLimits, Limits, Terms
 from common.grpc_codec import (
@@ -29,9 +30,11 @@ from common.proto_codec import (
     encode_receipt,
 )
 from common.structure import Structure
-from server.coordinator import Coordinator
 from server.grpc_calls import Call, Method, Workers, unary
 from server.spool import Reading, Spool
+
+if TYPE_CHECKING:
+    from server.coordinator import Coordinator
 
 PROBE = "probe"
 """The key of the probe's file in the spool; those of sub-networks are their editions."""

@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from common.backbone import backbone_weights
 from common.command_line import progress, remark, settings_option, show_json
 from common.image_folders import TYPES_IN_WORDS, LeftOut
+from common.option_types import INPUT_DIRECTORY, SHARE
 from common.tables import show
+from common.threads_option import THREADS, compute_with
 from server.admission import check_weights
-from server.coordinator import VotingSettings
-from server.healing.drawn_votes import KeepRatios
-from server.healing.heal import HealingSettings, Watch
-from server.healing.heal_library import VOTING, Healing, heal_library, store_of
-from server.healing.public_images import MOST_IMAGES, image_files, public_images
+from server.healing.heal import Watch
+from server.healing.heal_library import Healing
+from server.healing.public_images import image_files
 from server.library import Library
-from server.model_options import CHECKPOINT, DEVICE
+from server.model_options import CHECKPOINT, DEVICE, device_named
 from server.operate_cli import JSON
 from server.serving_options import voting_options
+from server.settings import HEAL_VOTING, MOST_IMAGES, HealingSettings, KeepRatios, VotingSettings
+
+if TYPE_CHECKING:
+    from server.healing.heal import Watch
+    from server.healing.heal_library import Healing
 
 
 @click.command()
@@ -29,7 +34,7 @@ from server.serving_options import voting_options
 @click.option(
     "--images",
     required=True,
-    type=click.Path(path_type=Path),
+    type=INPUT_DIRECTORY,
     help=f"A directory of images ({TYPES_IN_WORDS}) that you may use, in any layout: labels are not "
     "needed.",
 )
@@ -37,12 +42,12 @@ from server.serving_options import voting_options
 @settings_option(
     "--keep-ratio",
     nargs=2,
-    type=float,
+    type=SHARE,
     default=(KeepRatios.low, KeepRatios.high),
     metavar="LOW HIGH",
     help="Shares of units that devices will ask for.",
 )
-@voting_options(VOTING)
+@voting_options(HEAL_VOTING)
 @settings_option("--iterations", type=click.IntRange(min=1), default=HealingSettings.iterations)
 @click.option("--seconds", type=float, help="Heal at most so long; without it, all iterations.")
 @settings_option(
@@ -53,6 +58,7 @@ from server.serving_options import voting_options
 )
 @DEVICE
 @settings_option("--seed", default=0)
+@THREADS
 @JSON
 def heal(
     library: Path,
@@ -63,8 +69,9 @@ def heal(
     iterations: int,
     seconds: float | None,
     most_images: int,
-    device: str,
+    device: str | None,
     seed: int,
+    threads: int,
     as_json: bool,
 ) -> None:
     """Heal LIBRARY's backbone: whatever is cut out of it then starts nearer to the whole.
@@ -81,6 +88,12 @@ def heal(
     image_files(images, most_images, seed, left_out)  # refused before weights are read
     remark(left_out.sentence(images))
     with Library.open(library) as opened:
+        from common.backbone import backbone_weights
+        from server.healing.heal_library import heal_library, store_of
+        from server.healing.public_images import public_images
+
+        compute_with(threads)
+        device = device_named(device)
         store = store_of(opened)
         store.check()
         backbone = opened.offer.backbone

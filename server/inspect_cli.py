@@ -7,20 +7,25 @@ import re
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.backbone import Backbone
 from common.command_line import progress, settings_option, show_json
 from common.errors import InputError
+from common.option_types import INPUT_FILE, OUTPUT_FILE
 from common.proof import PROVED
 from common.tables import show
+from common.threads_option import THREADS, compute_with
 from server.inspection import Extent, InspectedGroup, Inspection, inspection
 from server.model_options import model_options, proof_progress
 from server.numbered_names import braced
-from server.proved_table import PROOF_SECONDS, proved_table
-from server.sweep import Record, models_matching, sweep
+from server.settings import PROOF_SECONDS
+
+if TYPE_CHECKING:
+    from server.inspection import Extent, InspectedGroup, Inspection
+    from server.sweep import Record
 
 NUMBERS = re.compile(r"\d[\de.+-]*")
 
@@ -47,7 +52,7 @@ NUMBERS = re.compile(r"\d[\de.+-]*")
 @click.option(
     "--models",
     "names",
-    type=click.Path(path_type=Path),
+    type=INPUT_FILE,
     help="Instead of MODEL: all models that a file names, one a line.",
 )
 @settings_option("--jobs", default=1, type=click.IntRange(min=1), help="Models inspected at a time.")
@@ -59,9 +64,10 @@ NUMBERS = re.compile(r"\d[\de.+-]*")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OUTPUT_FILE,
     help="Append a line of JSON a model of many to this file; what it holds is not done again.",
 )
+@THREADS
 def inspect(
     model: str | None,
     num_classes: int | None,
@@ -76,6 +82,7 @@ def inspect(
     jobs: int,
     limit: float,
     out: Path | None,
+    threads: int,
 ) -> None:
     """Show what of a timm MODEL can be cut: proved groups, what a unit costs, what is frozen and why.
 
@@ -90,6 +97,9 @@ def inspect(
         if names is not None:
             patterns += tuple(_lines(names))
         settings = _words(num_classes, image_size, arguments, seconds)
+
+        from server.sweep import models_matching, sweep
+
         with progress() as bars:
             bar = bars.add_task("Inspecting models", total=None)
             records = sweep(
@@ -99,12 +109,16 @@ def inspect(
                 jobs=jobs,
                 limit=limit,
                 out=out,
+                threads=threads,
                 watch=lambda done, of, last: bars.update(
                     bar, description=last or "Inspecting models", completed=done, total=of
                 ),
             )
         _show_records(records, as_json)
         return
+    from server.proved_table import proved_table
+
+    compute_with(threads)
     backbone = Backbone.from_timm(
         model, num_classes=num_classes, image_size=image_size, arguments=arguments
     )
@@ -293,6 +307,7 @@ def _summed_up(record: Record) -> dict[str, Any]:
 
 
 def _record_row(record: Record) -> list[object]:
+
     if record.inspection is None:
         note = f"{record.status}: {record.error}" if record.status != "over the limit" else record.error
         return [record.model, *[None] * 6, note]

@@ -124,7 +124,7 @@ class Library:
         """
         description = assignment.description
         check_contributor(assignment.contributor)
-        check_structure(assignment.mask, self.offer)
+        check_structure(assignment.mask, self.structure)
         self.offer.probe.check(description.signature)
         if self.file.write(partial(self._assign, assignment)):
             return assignment
@@ -155,7 +155,7 @@ class Library:
         request is not this contributor's, unless that is None; MismatchError for a mask of another
         library.
         """
-        check_structure(contribution.mask, self.offer)
+        check_structure(contribution.mask, self.structure)
         task = contribution.request_id
         with self.file.reading() as connection:
             row = row_of(connection, task)
@@ -194,7 +194,7 @@ class Library:
         """
         check_contributor(contributor)
         contribution = Contribution(entry, mask, accuracy_before, accuracy_after, iterations)
-        check_structure(mask, self.offer)
+        check_structure(mask, self.structure)
         self.offer.probe.check(signature)
         asked = asked_values(entry, method, signature, contributor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -13,7 +14,9 @@ from prometheus_client.process_collector import ProcessCollector
 
 from common.errors import LibraryError
 from server.entries import Statistics
-from server.healing.healer import HealerStatistics
+
+if TYPE_CHECKING:
+    from server.healing.healer import HealerStatistics
 
 UP = "Whether the library can be read."
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)

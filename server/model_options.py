@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
 from common.command_line import progress
 from common.errors import InputError
+from common.option_types import INPUT_FILE
 
 
 def model_options(command: Callable) -> Callable:
@@ -24,9 +24,13 @@ def model_options(command: Callable) -> Callable:
             callback=lambda _context, _option, pairs: key_values(pairs),
             help="For timm.create_model.",
         ),
-        click.option("--image-size", type=int, help="Pixels a side; default: the model's own."),
         click.option(
-            "--num-classes", type=int, help="Default: those of the checkpoint, else the model's own."
+            "--image-size", type=click.IntRange(min=1), help="Pixels a side; default: the model's own."
+        ),
+        click.option(
+            "--num-classes",
+            type=click.IntRange(min=1),
+            help="Default: those of the checkpoint, else the model's own.",
         ),
     ):
         command = option(command)
@@ -35,27 +39,24 @@ def model_options(command: Callable) -> Callable:
 
 CHECKPOINT = click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=INPUT_FILE,
     help="Safetensors file of the backbone's weights; without it, those that timm publishes.",
 )
 
 
-def _there(_context: click.Context, _option: click.Parameter, name: str | None) -> str:
-    """The device to compute on; InputError where it is not there."""
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one."
+)
+
+
+def device_named(name: str | None) -> str:
+    """The device to compute on, by the option's word; InputError where it is not there."""
     import torch
 
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
         raise InputError("there is no cuda device that this torch can use; give --device cpu")
     return name or ("cuda" if there else "cpu")
-
-
-DEVICE = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    callback=_there,
-    help="Default: cuda where there is one.",
-)
 
 
 def key_values(pairs: tuple[str, ...]) -> dict[str, object]:

@@ -13,6 +13,7 @@ from common.command_line import progress
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import REQUEST_ID
+from common.option_types import INPUT_FILE, OUTPUT_FILE
 from server import entry_tables
 from server.entries import Operations
 from server.entries_file import count_entries, read_entries, write_entries
@@ -47,7 +48,7 @@ LIBRARY = click.argument("library", callback=_in_its_file)
 """Of a command that works on a library's file alone."""
 ENTRY = click.argument("entry")
 REASON = click.option("--reason", required=True, help="Why, for those who look later.")
-FILE = click.argument("file", type=click.Path(path_type=Path))
+NEW_FILE = click.argument("file", type=OUTPUT_FILE)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -151,7 +152,7 @@ def restore_entry(library: str, entry: str, connect: Connect, reason: str) -> No
 
 @click.command("backup")
 @LIBRARY
-@FILE
+@NEW_FILE
 def back_up_library(library: Path, file: Path) -> None:
     """Copy LIBRARY, whole and checked, to the new FILE. It may be served meanwhile.
 
@@ -170,7 +171,7 @@ def back_up_library(library: Path, file: Path) -> None:
 
 @click.command("export")
 @on_library
-@FILE
+@NEW_FILE
 def export_entries(library: str, file: Path, connect: Connect) -> None:
     """Write the entries of LIBRARY that are not removed to FILE, to import them elsewhere.
 
@@ -184,7 +185,7 @@ def export_entries(library: str, file: Path, connect: Connect) -> None:
 
 @click.command("import")
 @on_library
-@FILE
+@click.argument("file", type=INPUT_FILE)
 def import_entries(library: str, file: Path, connect: Connect) -> None:
     """Add the entries in FILE to LIBRARY, which is of the same backbone and probe.
 

@@ -30,11 +30,11 @@ from common.files import read_whole, write_whole
 from common.proof import Outcome, Proof, Verdict, prove
 from common.structure import Kind, Structure
 from common.system_errors import pass_on
+from server.settings import PROOF_SECONDS
 
 FORMAT = 1
 CACHE_VARIABLE = "MASKVOTE_CACHE"
 """The environment variable that names the cache directory."""
-PROOF_SECONDS = 600.0
 TABLE_CLASSES = 1000
 """Classes that tables are made with: groups depend on no number of classes, and costs leave it open."""
 

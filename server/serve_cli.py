@@ -13,15 +13,16 @@ import click
 import structlog
 
 from common.address import Address
-from common.backbone import backbone_weights
 from common.command_line import settings_option
 from common.errors import InputError
 from common.exchange import Limits
-from server.coordinator import VotingSettings
+from common.option_types import INPUT_DIRECTORY
+from common.threads_option import THREADS, compute_with
 from server.library import Library
 from server.model_options import CHECKPOINT
 from server.serving import GRACE_SECONDS, ServeSettings, Tls, serving
 from server.serving_options import HEAL_IMAGES, HEAL_SECONDS, voting_options
+from server.settings import VotingSettings
 
 PATH = click.Path(path_type=Path)
 
@@ -43,8 +44,12 @@ PATH = click.Path(path_type=Path)
 @settings_option("--bytes-per-minute", default=Limits.bytes_per_minute, help="That one token sends.")
 @settings_option("--concurrent-calls", default=Limits.concurrent_calls, help="Of one token.")
 @settings_option("--grace", default=float(GRACE_SECONDS), help="Seconds that running calls have to end.")
-@click.option("--spool", type=PATH, help="Directory for networks that slow devices fetch; default: the "
-              "system's temporary one.")  # fmt: skip
+@THREADS
+@click.option(
+    "--spool",
+    type=INPUT_DIRECTORY,
+    help="Directory for networks that slow devices fetch; default: the system's temporary one.",
+)
 def serve(
     library: Path,
     checkpoint: Path | None,
@@ -62,6 +67,7 @@ def serve(
     bytes_per_minute: int,
     concurrent_calls: int,
     grace: float,
+    threads: int,
     spool: Path | None,
 ) -> None:
     """Serve LIBRARY to devices and operators until SIGTERM or Ctrl-C; what runs then may end.
@@ -86,8 +92,13 @@ def serve(
         heal_images=heal_images,
         heal_seconds=heal_seconds,
     )
+    if settings.tls is not None:
+        settings.tls.credentials()
     log_to_stderr()
     with Library.open(library) as opened:
+        from common.backbone import backbone_weights
+
+        compute_with(threads)
         weights = backbone_weights(opened.offer.backbone, checkpoint)
         asyncio.run(_until_told_to_stop(opened, weights, settings))
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -25,18 +26,19 @@ from common.grpc_codec import DEVICES
 from common.pem_files import check_pair, read_authorities, read_certificate, read_key
 from common.proto_codec import MAX_MESSAGE_BYTES
 from server.access import Access
-from server.coordinator import Coordinator, VotingSettings
 from server.grpc_calls import Calls, Workers
 from server.grpc_service import DeviceService
-from server.healing import healer
-from server.healing.heal_library import store_of
 from server.health import Health
 from server.library import Library
 from server.metrics import Metrics
 from server.operator_codec import OPERATORS
 from server.operator_service import OperatorService
+from server.settings import HEALER_SECONDS, VotingSettings
 from server.spool import Spool
 from server.tokens import identify
+
+if TYPE_CHECKING:
+    from common.backbone import Weights
 
 SERVICES = (DEVICES, OPERATORS)
 
@@ -116,7 +118,7 @@ class ServeSettings:
     grace_seconds: float = GRACE_SECONDS
     heal_images: Path | None = None
     """Public images below a directory, to heal networks on for devices that are ready to wait."""
-    heal_seconds: float = healer.SECONDS
+    heal_seconds: float = HEALER_SECONDS
 
     def __post_init__(self) -> None:
         address = Address.read(self.address, listening=True)
@@ -144,6 +146,10 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
     Gives the port that is listened on. InputError where an address cannot be used, MismatchError for
     weights of another backbone, TaskDataError where there are no images to heal on.
     """
+    from server.coordinator import Coordinator
+    from server.healing.heal_library import store_of
+    from server.healing.healer import healer_of
+
     _allow_many_files()
     access = Access(
         lambda token: identify(library, token),
@@ -154,7 +160,7 @@ async def serving(library: Library, weights: Weights, settings: ServeSettings) -
     with ExitStack() as threads:
         healed = store_of(library)
         healing = threads.enter_context(
-            healer.healer_of(library, healed, weights, settings.heal_images, settings.heal_seconds)
+            healer_of(library, healed, weights, settings.heal_images, settings.heal_seconds)
         )
         coordinator = Coordinator(library, weights, settings.voting, healed=healed, healer=healing)
         if healing is not None:

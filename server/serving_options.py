@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 
 from common.command_line import settings_option
 from common.image_folders import TYPES_IN_WORDS
-from server.coordinator import VotingSettings
-from server.healing import healer
+from common.option_types import INPUT_DIRECTORY, SHARE
+from server.settings import HEALER_SECONDS, VotingSettings
 
 HEAL_IMAGES = click.option(
     "--heal-images",
-    type=click.Path(path_type=Path),
+    type=INPUT_DIRECTORY,
     help=f"Public images ({TYPES_IN_WORDS}), in any layout, to heal networks on for devices that are "
     "ready to wait.",
 )
-HEAL_SECONDS = settings_option("--heal-seconds", default=healer.SECONDS, help="For one such network.")
+HEAL_SECONDS = settings_option(
+    "--heal-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=HEALER_SECONDS,
+    help="For one such network.",
+)
 
 
 def voting_options(default: VotingSettings) -> Callable[[Callable], Callable]:
@@ -37,7 +41,10 @@ def voting_options(default: VotingSettings) -> Callable[[Callable], Callable]:
                 "--prior", default=default.prior, help="What importance is worth beside votes."
             ),
             settings_option(
-                "--explore", default=default.explore, help="Share of units that are runners-up."
+                "--explore",
+                type=SHARE,
+                default=default.explore,
+                help="Share of units that are runners-up.",
             ),
             settings_option("--neighbours", default=default.neighbours, help="Tasks that vote."),
         ):

@@ -133,19 +133,21 @@ def sweep(
     jobs: int = 1,
     limit: float = 300.0,
     out: Path | None = None,
+    threads: int = 0,
     watch: Callable[[int, int, str], None] | None = None,
 ) -> list[Record]:
     """A record of every model, in their order; those that `out` holds already are not done again.
 
-    So many `jobs` run at a time, each for at most `limit` seconds. Records are appended to `out` as
+    So many `jobs` run at a time, each for at most `limit` seconds and with so many `threads`; 0 is one
+    thread where there are several jobs, and else as many as torch likes. Records are appended to `out` as
     they come. `watch` is called with models done, models in all, and the last one. Raises InputError
     where `out` cannot be read or written.
     """
     records = {} if out is None else read_records(out, settings)
     left = [model for model in models if model not in records]
     environment = dict(os.environ)
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = "1"
+    if threads or jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(threads or 1)
     command = [sys.executable, "-m", "server", "inspect", "--json", *settings]
     command += ["--fresh"] if fresh else []
     running: set[subprocess.Popen] = set()

@@ -18,8 +18,9 @@ from common.fitting import accuracy, fit, on_device_of, start_from_means
 from common.images import batches
 from common.importance import RANKING_BATCHES, magnitude, rank
 from common.mask import Mask, Scores
-from common.pruning import Pruned, PruningSettings
+from common.pruning import Pruned
 from common.structure import Structure
+from common.tuning_settings import PruningSettings
 from simulations.contest import Contest
 
 Choose = Callable[[Contest], Mask]
@@ -219,7 +220,3 @@ def alternative(name: str, contest: Contest) -> Adapted:
     if name in NETWORKS:
         return NETWORKS[name](contest)
     return contest.adapt(MASKS[name](contest))
-
-
-ALTERNATIVES: tuple[str, ...] = (*MASKS, *NETWORKS)
-"""All ways that need no library."""

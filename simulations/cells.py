@@ -16,17 +16,16 @@ from client.adapt import adapt_assignment, describe
 from common.adaptation import Adapted
 from common.budget import Budget
 from common.exchange import Method, Origin
-from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.mask import Mask
 from common.privacy import Privacy
 from common.probe import Probe
-from common.pruning import PruningSettings
 from common.signature import TaskSignature
 from common.structure import Structure
 from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
 from common.temporary_files import temporary_directory
+from common.tuning_settings import FineTuneSettings, PruningSettings
 from server.budget import allot
 from server.coordinator import Coordinator
 from server.healing.heal import heal_mask

@@ -11,13 +11,13 @@ import torch
 
 from common.adaptation import Adapted, adapt_network
 from common.backbone import Backbone, Weights
-from common.fine_tune import FineTuneSettings
 from common.importance import magnitude
 from common.mask import Mask, Scores
 from common.rebuild import rebuild
 from common.structure import Structure
 from common.subnetwork import cut
 from common.task_data import Task
+from common.tuning_settings import FineTuneSettings
 
 Cut = Callable[[Mask], Mapping[str, torch.Tensor]]
 """The tensors that a mask leaves, without the classifier: cut out of the backbone, or healed."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,15 +15,22 @@ from click.core import ParameterSource
 from common.backbone import classes_of
 from common.command_line import remark, settings_option, show_json
 from common.errors import InputError
+from common.files import check_readable
 from common.image_folders import TYPES_IN_WORDS
 from common.model_names import timm_name
 from common.tables import show
-from server.model_options import DEVICE, model_options
+from server.model_options import DEVICE, device_named, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
 from simulations.records import Record, read_records
-from simulations.run_directory import SMALL, RunDirectory, RunSettings
+from simulations.run_directory import RunDirectory
+from simulations.run_settings import SMALL, RunSettings, check_is_run
 from simulations.running import cells_of, left_out, measure, prepare, told_left_out
+from simulations.sources import check_source
 from simulations.stages import stages
+
+if TYPE_CHECKING:
+    from simulations.records import Record
+    from simulations.run_directory import RunDirectory
 
 LARGE: dict[str, Any] = {"library_tasks": 200, "tasks_a_seed": 20, "seeds": 5}
 """What --large asks for, where nothing else is given: days on two cores."""
@@ -78,7 +85,7 @@ def experiment(
     small_model: str | None,
     small_checkpoint: str,
     large: bool,
-    device: str,
+    device: str | None,
     only: str,
     workers: int,
     as_json: bool,
@@ -109,6 +116,24 @@ def experiment(
     if model is not None:
         if data is None:
             raise InputError("a run begins with a backbone and with data; give --data too")
+        check_source(data)
+        for file in filter(None, (checkpoint, small_checkpoint)):
+            check_readable(Path(file))
+        if public:
+            check_source(public)
+    else:
+        check_is_run(path)
+        if given:
+            raise InputError(
+                f"{', '.join(given.values())}: that is how a run begins, and {path} has begun; leave it "
+                f"out to go on with {path}, or begin another run with --backbone and --data"
+            )
+
+    from simulations.run_directory import RunDirectory
+    from simulations.running import cells_of
+
+    if model is not None:
+        assert data is not None
         settings = RunSettings(
             model=model,
             data=data,
@@ -121,17 +146,12 @@ def experiment(
             tasks_a_seed=tasks_a_seed,
             seeds=seeds,
             images=images,
-            device=device,
+            device=device_named(device),
         )
         larger = {name: count for name, count in LARGE.items() if large and name not in given}
         run = RunDirectory.begin(path, replace(settings, **larger))
     else:
         run = RunDirectory(path)
-        if given:
-            raise InputError(
-                f"{', '.join(given.values())}: that is how a run begins, and {path} has begun; leave it "
-                f"out to go on with {path}, or begin another run with --backbone and --data"
-            )
     if small_model is not None:
         run.hold_against(small_model, small_checkpoint)
     run.note_command(f"maskvote-sim {shlex.join(sys.argv[1:])}")
@@ -185,6 +205,7 @@ def _only(experiments: list[Experiment], lines: list[str]) -> list[Experiment]:
 
 def _show(run: RunDirectory, one: Experiment, records: list[Record]) -> None:
     """Means over the tasks that are measured; the report has spreads and tests."""
+
     by_key = {record.key: record for record in records}
     cells = cells_of(run, one)
     rows = []

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -26,19 +27,20 @@ import torch
 
 from client.flower_app import client_app
 from common.backbone import Backbone, Weights, read_weights
-from common.budget import Budget
+from common.budget import Budget, check_feasible
 from common.exchange import Method
-from common.fine_tune import FineTuneSettings
-from common.pruning import PruningSettings
 from common.settings import DeviceSettings, FleetSettings
 from common.task_data import load_folder
+from common.tuning_settings import FineTuneSettings, PruningSettings
 from common.user_directories import home_directory
 from server.budget import allot
-from server.founding import seed_library
+from server.founding import found_library, seed_library
 from server.library import Library
 from simulations.baselines import alternative
 from simulations.contest import Contest
+from simulations.devices import lay_out
 from simulations.stages import Watch
+from simulations.tasks import ClassPool, TaskChoice
 
 
 @dataclass(frozen=True)
@@ -273,3 +275,51 @@ def record_of(
         },
         "devices": list(devices),
     }
+
+
+def run_fleet(
+    title: str,
+    directory: Path,
+    checkpoint: Path,
+    seeds: list[tuple[ClassPool, TaskChoice]],
+    devices: list[tuple[ClassPool, TaskChoice]],
+    images: int,
+    settings: FleetRun,
+    extra: Mapping[str, Any],
+    watch: Watch,
+) -> dict[str, Any]:
+    """Found a library, seed it, let the devices join, hold them to others; the record of it all."""
+    began = time.perf_counter()
+    library = directory / "library.db"
+    pool, backbone = seeds[0][0], seeds[0][0].backbone
+    with found_library(
+        library,
+        backbone,
+        read_weights(checkpoint, backbone),
+        pool.task(pool.all_classes, owners=2, images=max(1, 2000 // len(pool.names))).train,
+        seed=settings.seed,
+    ) as founded:
+        ways = max(len(choice.classes) for _, choice in (*seeds, *devices))
+        check_feasible(founded.offer.structure, Budget(keep_ratio=settings.keep_ratio), ways)
+    total = len(seeds) + len(devices)
+    folders: dict[str, list[Path]] = {"library": [], "devices": []}
+    for kind, tasks, owner in (("library", seeds, 0), ("devices", devices, 1)):
+        for number, (pool, choice) in enumerate(tasks):
+            path = directory / kind / f"{number:02d}-{choice.name}"
+            # One pool for both means one set of photographs: each side gets its own half.
+            shared = seeds[0][0] is devices[0][0]
+            folders[kind].append(
+                lay_out(path, pool, choice, owners=1 + shared, owner=owner * shared, images=images)
+            )
+            watch("laying out the tasks", len(folders["library"]) + len(folders["devices"]), total)
+    with worker_processes(settings.workers) as workers:
+        seed_in_processes(library, checkpoint, folders["library"], settings, workers, watch)
+    outcomes = devices_through_flower(
+        library, checkpoint, folders["devices"], settings, directory / "report.json", watch
+    )
+    with worker_processes(settings.workers) as workers:
+        outcomes = alternatives_in_processes(
+            library, checkpoint, folders["devices"], outcomes, settings, workers, watch
+        )
+    took = {"seconds": round(time.perf_counter() - began, 1)}
+    return record_of(title, settings, library, outcomes, {**extra, **took})

@@ -16,10 +16,11 @@ import torch
 from client.adapt import adapt, describe
 from common.budget import Budget
 from common.exchange import Contribution, Offer
-from common.fine_tune import FineTuneSettings
 from common.task_data import Task
-from server.coordinator import Coordinator, VotingSettings
+from common.tuning_settings import FineTuneSettings
+from server.coordinator import Coordinator
 from server.library import Library
+from server.settings import VotingSettings
 from simulations.tasks import TaskChoice, Watch
 
 GROWN_ITERATIONS = 25

@@ -17,12 +17,11 @@ from common.files import read_whole, write_whole
 from common.images import PIXEL_BYTES, LabelledImages
 from common.importance import magnitude
 from common.tensor_file import read_tensors
-from server.coordinator import VotingSettings
 from server.healing.drawn_votes import drawn_votes
-from server.healing.heal import HealingSettings, PublicImages, heal
+from server.healing.heal import PublicImages, heal
 from server.healing.heal_library import heal_library, store_of
-from server.healing.public_images import MOST_IMAGES
 from server.library import Library
+from server.settings import MOST_IMAGES, HealingSettings, VotingSettings
 from server.voting import ranks
 from simulations.pools import open_public
 from simulations.tasks import Watch

@@ -12,13 +12,13 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_whole
+from common.option_types import INPUT_FILE, OUTPUT_FILE
 from common.tables import show
-from simulations.plots import curves
 
 
 @click.command()
-@click.argument("record", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The PNG; default: beside the record.")
+@click.argument("record", type=INPUT_FILE)
+@click.option("--out", type=OUTPUT_FILE, help="The PNG; default: beside the record.")
 def plot(record: Path, out: Path | None) -> None:
     """Draw the curves of a run from its RECORD, and print its tables.
 
@@ -27,6 +27,9 @@ def plot(record: Path, out: Path | None) -> None:
     try:
         data = json.loads(bytes(read_whole(record)))
         show_record(data)
+
+        from simulations.plots import curves
+
         target = out or record.with_name("curves.png")
         curves(data, target)
     except (KeyError, TypeError, json.JSONDecodeError) as error:

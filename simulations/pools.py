@@ -17,11 +17,12 @@ from common.task_folder import TaskFolder
 from common.torchvision_data import load_torchvision
 from server.healing.public_images import image_files, images_digest
 from simulations.glyphs import SCRIPTS, SEEN, UNSEEN, render
+from simulations.sources import GLYPHS, SEEN_GLYPHS
 from simulations.tasks import ClassPool, Watch, pool_folder, read_pool
 
 GLYPHS_FOR_TRAINING, GLYPHS_FOR_EVALUATION = 60, 40
 """Images of every glyph."""
-GLYPH_POOLS = {"glyphs": UNSEEN, "glyphs:seen": SEEN}
+GLYPH_POOLS = {GLYPHS: UNSEEN, SEEN_GLYPHS: SEEN}
 """Scripts that no backbone of ours was trained on, and those that it was."""
 
 

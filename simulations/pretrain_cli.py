@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from safetensors.torch import save
 
 from common.backbone import Backbone, backbone_weights, classes_of
 from common.command_line import remark, settings_option, show_json
@@ -17,14 +16,20 @@ from common.errors import InputError
 from common.files import write_whole
 from common.fitting import accuracy
 from common.image_folders import TYPES_IN_WORDS
+from common.option_types import INPUT_FILE, OUTPUT_FILE
 from common.rebuild import rebuild
 from common.task_data import Task
 from server.healing.heal import PublicImages
-from server.model_options import DEVICE, model_options
+from server.model_options import DEVICE, device_named, model_options
 from simulations.pools import open_pool, source_folder
 from simulations.pretraining import PretrainingSettings, pretrain
+from simulations.sources import check_source
 from simulations.stages import Watch, stages
-from simulations.tasks import Watch as CountWatch
+
+if TYPE_CHECKING:
+    from common.backbone import Backbone
+    from server.healing.heal import PublicImages
+    from simulations.tasks import Watch as CountWatch
 
 
 @click.command("pretrain")
@@ -33,9 +38,9 @@ from simulations.tasks import Watch as CountWatch
 @click.option("--data", required=True, help="Where classes come from: DIRECTORY (images in "
               f"train/CLASS/ and val/CLASS/: {TYPES_IN_WORDS}), torchvision:NAME:DIRECTORY, or "
               "glyphs.")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The safetensors file.")
+@click.option("--out", required=True, type=OUTPUT_FILE, help="The safetensors file.")
 @click.option("--teacher", help="A timm model name: its features of the same images are learnt too.")
-@click.option("--teacher-checkpoint", type=click.Path(path_type=Path), help="Its safetensors file.")
+@click.option("--teacher-checkpoint", type=INPUT_FILE, help="Its safetensors file.")
 @settings_option("--iterations", default=8000)
 @settings_option("--batch-size", default=64)
 @settings_option("--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw")
@@ -55,7 +60,7 @@ def pretrain_command(
     out: Path,
     teacher: str | None,
     teacher_checkpoint: Path | None,
-    device: str,
+    device: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -67,6 +72,13 @@ def pretrain_command(
     Example: maskvote-sim pretrain --backbone mobilenetv3_small_100 --image-size 64 --data photographs
     --out mobilenet.safetensors --teacher resnet18 --teacher-checkpoint resnet18.safetensors
     """
+    check_source(data)
+
+    from safetensors.torch import save
+
+    from common.backbone import Backbone
+
+    device = device_named(device)
     recipe = PretrainingSettings(clip_norm=1.0, **settings)
     if (folder := source_folder(data)) is not None:
         remark(folder.left_out.sentence(data))
@@ -101,6 +113,7 @@ def pretrain_command(
 
 
 def _all_classes(data: str, backbone: Backbone, watch: CountWatch) -> Task:
+
     pool = open_pool(data, backbone, watch)
     return pool.task(pool.all_classes)
 
@@ -114,6 +127,9 @@ def _teacher(
     watch: Watch,
 ) -> PublicImages:
     """The teacher's features of the images that are trained on, as it takes them itself."""
+    from common.backbone import Backbone
+    from server.healing.heal import PublicImages
+
     classes = classes_of(checkpoint, model)
     backbone = Backbone.from_timm(model, num_classes=classes, image_size=image_size)
     weights = {name: tensor.to(device) for name, tensor in backbone_weights(backbone, checkpoint).items()}

@@ -8,16 +8,15 @@ import click
 
 from common.command_line import settings_option, show_json
 from common.files import write_whole
-from simulations.experiments import EXPERIMENTS
-from simulations.report import document, page, read_runs, summary
+from common.option_types import INPUT_DIRECTORY, OUTPUT_FILE
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@settings_option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=INPUT_DIRECTORY)
+@settings_option("--out", type=OUTPUT_FILE, default=Path("report.html"))
 @click.option(
     "--markdown",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT_FILE,
     help="Write this file too, for a repository; its pictures go into a directory of its name.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every number too, for scripts.")
@@ -28,6 +27,9 @@ def report(runs: tuple[Path, ...], out: Path, markdown: Path | None, as_json: bo
 
     Example: maskvote-sim report runs/resnet18 runs/vit --out report.html
     """
+    from simulations.experiments import EXPERIMENTS
+    from simulations.report import document, page, read_runs, summary
+
     found = read_runs(runs, EXPERIMENTS)
     write_whole(out, page(found).encode(errors="backslashreplace"))
     if markdown is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,63 +27,23 @@ from typing import Any
 from common.backbone import Backbone, Weights, backbone_weights, classes_of, weights_digest
 from common.errors import InputError
 from common.files import read_whole, write_whole
-from common.fine_tune import FineTuneSettings
 from common.mask import Mask
-from common.pruning import PruningSettings
 from common.structure import Structure
 from common.task_data import Task
 from common.task_folder import TaskFolder
+from common.tuning_settings import FineTuneSettings, PruningSettings
 from server.founding import contributor_of, found_library, seed_library, task_of
-from server.healing.drawn_votes import KeepRatios
-from server.healing.heal import HealingSettings
 from server.library import Entry, Library, seed_entry
+from server.settings import HealingSettings, KeepRatios
 from simulations.experiments.experiment import Tasks
 from simulations.growing import grow, request_of
 from simulations.healed_weights import HealedWeights
 from simulations.library_records import LIBRARY, STRUCTURE, LibraryMasks, read_library, write_library
 from simulations.pools import open_pool, source_folder
 from simulations.provenance import commit, versions
+from simulations.run_settings import SMALL, RunSettings, check_is_run
 from simulations.tasks import ClassPool, TaskChoice, Watch, draw_library, draw_new
 from simulations.way import LibraryKind
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What all cells of a run have in common."""
-
-    model: str
-    data: str
-    """Where tasks come from: a directory, `torchvision:NAME:DIRECTORY`, or `glyphs`."""
-    public: str
-    """Where public images come from: a directory in any layout, or as for `data`; "" is nowhere, and then
-    nothing can be healed."""
-    checkpoint: str = ""
-    """Safetensors file; "" is what timm publishes."""
-    num_classes: int | None = None
-    image_size: int | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    library_tasks: int = 60
-    tasks_a_seed: int = 4
-    seeds: int = 3
-    images: int = 100
-    """Training images a class, of library tasks and of devices."""
-    keep_ratio: float = 0.1
-    """Of the library's masks."""
-    seeding: FineTuneSettings = field(
-        default_factory=lambda: FineTuneSettings(iterations=60, fit_images=512)
-    )
-    seed_pruning: PruningSettings = field(default_factory=lambda: PruningSettings(rounds=5))
-    healing: HealingSettings = field(default_factory=HealingSettings)
-    heal_ratios: KeepRatios = field(default_factory=KeepRatios)
-    device: str = "cpu"
-    small_model: str = ""
-    """A small network off the shelf to hold the others against; "" is none."""
-    small_checkpoint: str = ""
-    """Its safetensors file; "" is what timm publishes."""
-
-
-SMALL = frozenset({"small_model", "small_checkpoint"})
-"""Settings that a run may still be given after it began."""
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -100,10 +60,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if not (self.path / "run.json").exists():
-            raise InputError(
-                f"{path} is no run: it has no run.json; give --backbone and --data to begin one"
-            )
+        check_is_run(self.path)
         data = _read_info(self.path)
         try:
             given = data["settings"]

@@ -13,8 +13,8 @@ from common.mask import Mask, Scores
 from common.probe import Probe
 from common.signature import TaskSignature
 from common.task_data import Task
-from server.coordinator import VotingSettings
 from server.library import Entry
+from server.settings import VotingSettings
 from server.similarity import Similarity
 from server.voting import Ballot, elect, explored_units, ranks, smsp_score, with_runners_up
 from simulations.baselines import taylor_scores

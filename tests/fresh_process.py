@@ -35,15 +35,20 @@ class Ended(NamedTuple):
 
 
 def call_one_by_one(
-    group: str, lines: Sequence[Sequence[object]], lacking: Collection[str] = ()
+    group: str,
+    lines: Sequence[Sequence[object]],
+    lacking: Collection[str] = (),
+    within: Path | None = None,
 ) -> tuple[list[Ended], set[str]]:
     """How command lines of a group ended, one after the other, and the modules imported after the last.
 
-    `group` is the module that has it. The packages in `lacking` are as if they were not installed.
+    `group` is the module that has it. The packages in `lacking` are as if they were not installed. They
+    run in the directory `within`, else in this process's.
     """
     words = [[str(word) for word in line] for line in lines]
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([group, words, [*lacking]])],
+        cwd=within,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,

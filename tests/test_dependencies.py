@@ -65,7 +65,7 @@ def test_the_service_and_the_container_run_commands_that_there_are():
         [sys.executable, "-m", "client", "adapt", "--help"], cwd=ROOT, capture_output=True, text=True,
         check=True, timeout=60,
     ).stdout  # fmt: skip
-    assert options - {"--threads"} <= {word.strip(",") for word in told.split()}
+    assert options <= {word.strip(",") for word in told.split()}
     container = (ROOT / "deploy" / "Containerfile").read_text()
     assert f'ENTRYPOINT ["/opt/maskvote/bin/{script}"]' in container
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

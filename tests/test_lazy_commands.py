@@ -1,6 +1,7 @@
 """A command starts without what only other commands need; nobody sees a difference but in time."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -12,12 +13,14 @@ from fresh_process import call_one_by_one
 
 from client.cli import cli as client
 from common.command_line import Commands
+from common.threads_option import compute_with
 from server.cli import cli as server
 from simulations.cli import cli as simulations
 
 GROUPS: dict[str, Commands] = {"client": client, "server": server, "simulations": simulations}
 COMMANDS = [(package, name) for package, group in GROUPS.items() for name in group.sources]
-SLOW = frozenset({"torch", "torchvision", "timm", "flwr", "matplotlib", "scipy", "sklearn", "sqlalchemy"})
+COMPUTING = frozenset({"torch", "torchvision", "timm", "flwr", "ray", "matplotlib", "scipy", "sklearn"})
+SLOW = COMPUTING | {"sqlalchemy", "numpy", "grpc"}
 
 
 def imported(package: str, name: str) -> click.Command:
@@ -43,7 +46,7 @@ def test_what_is_kept_of_a_command_is_what_it_says_itself(package, name):
 
 
 @pytest.mark.parametrize("package", GROUPS)
-@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["lits"], ["prediict"], ["--nonsense"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["lits"], ["prediict"], ["--hlep"]])
 def test_a_group_tells_what_it_would_with_all_commands_imported(package, words):
     for width in (40, 80, 200):
         ended, expected = (
@@ -60,31 +63,30 @@ def test_a_group_imports_nothing_slow_for_its_help_and_for_bad_words(package):
     assert [status for status, _ in ended] == [0, 0, 2, 2]
     for name in GROUPS[package].sources:
         assert f"\n  {name} " in ended[0].told
-    assert modules & (SLOW | {"numpy", "grpc"}) == set()
+    assert modules & SLOW == set()
 
 
-WITHOUT_TORCH = [(package, name) for package, name in COMMANDS if not GROUPS[package].sources[name].torch]
+def lines_to_commands(command: click.Command, line: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words that name each command of a group, and those of its groups."""
+    if not isinstance(command, click.Group):
+        yield line
+        return
+    for name in command.list_commands(click.Context(command)):
+        yield from lines_to_commands(command.get_command(click.Context(command), name), (*line, name))
 
 
-def test_commands_that_do_not_compute_are_known():
-    operations = {
-        "list", "show", "remove", "restore", "backup", "export", "import", "statistics", "token"
-    }  # fmt: skip
-    logins = {"login", "logout", "connections"}
-    assert {*WITHOUT_TORCH} == {
-        ("client", "predict"),
-        *(("client", name) for name in logins),
-        *(("server", name) for name in operations | logins),
-    }
-
-
-@pytest.mark.parametrize("package", ["client", "server"])
-def test_a_command_that_does_not_compute_starts_without_torch(package):
-    names = [name for package_of, name in WITHOUT_TORCH if package_of == package]
-    lines = [["--threads", "2", name, *words] for name in names for words in (["--help"], ["--nonsense"])]
-    ended, modules = call_one_by_one(f"{package}.cli", lines)
-    assert [status for status, _ in ended] == [0, 2] * len(names)
-    assert modules & {"torch", "torchvision", "timm", "flwr"} == set()
+@pytest.mark.parametrize("package", GROUPS)
+def test_no_help_and_no_usage_error_of_any_command_imports_what_computes(package):
+    """By the modules that are imported: seconds depend on the machine."""
+    commands = [*lines_to_commands(GROUPS[package])]
+    assert package != "server" or ("token", "revoke") in commands
+    ended, modules = call_one_by_one(
+        f"{package}.cli", [[*line, word] for line in commands for word in ("--help", "--nonsense")]
+    )
+    assert [status for status, _ in ended] == [0, 2] * len(commands)
+    for line, (_, told) in zip(commands, ended[::2], strict=True):
+        assert f"maskvote {' '.join(line)} [OPTIONS]" in " ".join(told.split())
+    assert modules & COMPUTING == set()
 
 
 def test_an_operator_is_told_what_is_wrong_before_torch_is_imported(tmp_path):
@@ -113,7 +115,44 @@ def test_an_operator_is_told_what_is_wrong_before_torch_is_imported(tmp_path):
     ]
     ended, modules = call_one_by_one("server.cli", lines)
     assert [status for status, _ in ended] == [4, 4, 4, 4, 4, 4, 4, 2, 4, 2, 2, 2, 0, 0, 4, 2, 4, 2]
-    assert modules & {"torch", "torchvision", "timm"} == set()
+    assert modules & COMPUTING == set()
+
+
+COMPUTES = {
+    "client": {"describe", "adapt", "benchmark", "evaluate", "export", "predict"},
+    "server": {"create", "seed", "inspect", "heal", "serve", "assign"},
+}
+
+
+@pytest.mark.parametrize("package", COMPUTES)
+def test_threads_are_an_option_of_each_command_that_computes_and_of_nothing_else(package):
+    taking = {
+        name for of, name in COMMANDS if of == package
+        and any("--threads" in parameter.opts for parameter in imported(of, name).params)
+    }  # fmt: skip
+    assert taking == COMPUTES[package]
+    assert not any("--threads" in parameter.opts for parameter in GROUPS[package].params)
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        (["--threads", "2", "adapt", "--data", "mine"], "maskvote adapt --threads ..."),
+        (["--data", "mine", "adapt"], "maskvote adapt --data ..."),
+        (["--threads", "2"], "maskvote COMMAND --threads ..."),
+    ],
+)
+def test_an_option_before_the_command_is_told_where_it_goes(line, advice):
+    ended = CliRunner().invoke(client, line, prog_name="maskvote")
+    assert ended.exit_code == 2
+    assert f"There is no option {line[0]} before the command. A command's options come after" in (
+        told := " ".join(ended.output.split())
+    )
+    assert told.endswith(f"its name: {advice}")
+
+
+def test_an_option_before_the_command_that_is_misspelt_is_still_guessed():
+    assert "Did you mean '--version'?" in CliRunner().invoke(client, ["--versoin"]).output
 
 
 @pytest.fixture
@@ -124,33 +163,32 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize(("package", "name"), [one for one in COMMANDS if one[0] != "simulations"])
-def test_torch_computes_with_as_many_threads_as_were_asked_for(package, name):
+def test_torch_computes_with_as_many_threads_as_were_asked_for():
     torch.set_num_threads(1)
-    ended = CliRunner().invoke(GROUPS[package], ["--threads", "3", name, "--help"])
-    assert ended.exit_code == 0
-    assert torch.get_num_threads() == (1 if (package, name) in WITHOUT_TORCH else 3)
-    assert CliRunner().invoke(GROUPS[package], [name, "--help"]).exit_code == 0
-    assert torch.get_num_threads() == (1 if (package, name) in WITHOUT_TORCH else 3)
+    compute_with(3)
+    assert torch.get_num_threads() == 3
+    compute_with(0)
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
     ("package", "line", "lacking", "install"),
     [
         ("server", ["list", "birds.db"], "sqlalchemy", '"maskvote[server]"'),
-        ("server", ["--threads", "2", "create", "birds.db"], "torch", '"maskvote[server]"'),
-        ("client", ["--threads", "2", "adapt"], "torch", "maskvote"),
-        ("simulations", ["report", "runs"], "jinja2", '"maskvote[simulation]"'),
+        ("server", ["inspect", "resnet18", "--threads", "2"], "torch", '"maskvote[server]"'),
+        ("client", ["export", "--network", __file__, "--format", "onnx", "--out", "x.onnx"], "torch",
+         "maskvote"),
+        ("simulations", ["report", "."], "jinja2", '"maskvote[simulation]"'),
     ],
-)
+)  # fmt: skip
 def test_a_command_that_lacks_a_package_says_what_to_install(package, line, lacking, install):
     (ended,), _ = call_one_by_one(f"{package}.cli", [line], lacking=[lacking])
     assert ended.status == 2
     assert ended.told.endswith(f"needs {lacking}, which is not installed; pip install {install}\n")
 
 
-def test_a_module_of_ours_that_is_not_there_is_a_bug_that_no_installing_mends(monkeypatch):
-    monkeypatch.setitem(sys.modules, "simulations.plots", None)
-    monkeypatch.delitem(sys.modules, "simulations.plot_cli", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"simulations\.plots"):
-        simulations.get_command(click.Context(simulations), "plot")
+@pytest.mark.parametrize("lacking", ["simulations.report_cli", "simulations.report"])
+def test_a_module_of_ours_that_is_not_there_is_a_bug_that_no_installing_mends(monkeypatch, lacking):
+    monkeypatch.setitem(sys.modules, lacking, None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape(lacking)):
+        CliRunner().invoke(simulations, ["report", "."], catch_exceptions=False)

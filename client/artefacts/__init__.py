@@ -7,6 +7,7 @@
     image_files.py     the images in folders, one after the other
     predictions.py     what it says of each
     prediction_files.py  that as CSV, JSON or a table
+    evaluation.py      what it takes labelled images for
 
     facts.py           what a card says of a network: accuracy, latency, sizes
     card_words.py      a card in sentences
@@ -15,5 +16,5 @@
     executorch_program.py   the network as an ExecuTorch program
     exporting.py       writes an artefact and its card
 
-The first seven import no torch, so that a device which only predicts needs none; tests keep it so.
+The first eight import no torch, so that a device which only predicts needs none; tests keep it so.
 """

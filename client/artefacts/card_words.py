@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client.artefacts.card import Card, card_path
-from client.export import TOLERANCE
+from client.artefacts.kinds import TOLERANCE
 
 POINT = 0.01
 

@@ -14,12 +14,11 @@ from client.artefacts.card import write_artefact
 from client.artefacts.executorch_program import program_of
 from client.artefacts.facts import all_logits, facts_of, latency_of
 from client.artefacts.int8 import quantised
-from client.artefacts.kinds import check_suffix
+from client.artefacts.kinds import check_calibration, check_suffix
 from client.artefacts.runnable import Logits, onnx_logits, onnx_session, open_artefact, version_of
 from client.artefacts.torch_network import logits_of
 from client.export import OPSET, SavedNetwork, checked_graph
 from common.calibration import calibration_of
-from common.errors import InputError
 from common.files import Data
 from common.task_data import Task
 
@@ -58,6 +57,7 @@ def export_artefact(
     where the network cannot be written so.
     """
     check_suffix(out, kind)
+    check_calibration(kind, images=judges is not None)
     made = MAKING[kind](saved, judges, told)
     facts = {"kind": kind, **facts_of(saved), **made.facts}
     if judges is not None:
@@ -79,10 +79,7 @@ def _onnx(saved: SavedNetwork, judges: Judges | None, told: Told) -> _Made:
 
 
 def _int8(saved: SavedNetwork, judges: Judges | None, told: Told) -> _Made:
-    if judges is None:
-        raise InputError(
-            "int8 is calibrated on the device's own training images, and none are given; give --data"
-        )
+    assert judges is not None
     told("Writing and checking the graph")
     graph = checked_graph(saved)
     found = quantised(graph.data, judges.task.train, lambda setting: told(f"Quantising: {setting}"))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from common.budget import Budget, Counts
-from common.errors import InputError
 from common.mask import Mask, Scores
 from common.structure import Structure
 from server.budget import allot
-from server.coordinator import VotingSettings
+from server.settings import KeepRatios, VotingSettings
 from server.voting import Ballot, elect, explored_units, with_runners_up
 
 SIZES = 8
@@ -20,20 +18,6 @@ SIZES = 8
 UNVOTED_EVERY = 4
 """Every so manieth mask is the backbone's importance's own: what an empty library assigns."""
 LARGEST_SEED = 2**63
-
-
-@dataclass(frozen=True)
-class KeepRatios:
-    """From which to which share of the units masks keep. InputError unless 0 < low <= high <= 1."""
-
-    low: float = 0.03
-    high: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high <= 1:
-            raise InputError(
-                f"keep ratios from {self.low} to {self.high}; both lie in (0, 1], the lower one first"
-            )
 
 
 def drawn_votes(

@@ -21,61 +21,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from common.backbone import Backbone, Weights, features
-from common.errors import InputError, TaskDataError
+from common.errors import TaskDataError
 from common.fitting import all_features, on_device_of
 from common.images import LabelledImages, batches
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.selection import Selection
 from common.subnetwork import cut
+from server.settings import HealingSettings
 
 Watch = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
 
-START_SHARE = 0.04
-"""Of the learning rate, at the beginning."""
 MIN_SPREAD = 1e-3
 """Features that hardly vary count no more than their mean square times this, as they teach nothing."""
-
-
-@dataclass(frozen=True)
-class HealingSettings:
-    """How sub-networks are healed: stochastic gradient descent with a learning rate that rises, and then
-    falls to nothing by the end of the iterations or of the seconds, whichever comes first.
-
-    The defaults were chosen with a ResNet-18, on tasks that no table reports.
-    """
-
-    iterations: int = 1000
-    seconds: float = float("inf")
-    """When to stop in any case, with what is healed until then."""
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    clip_norm: float = 5.0
-    warm_up: float = 0.15
-    """Share of it all in which the learning rate rises."""
-
-    def __post_init__(self) -> None:
-        if self.iterations < 0 or not self.seconds > 0:
-            raise InputError(
-                f"healing for {self.iterations} iterations and {self.seconds} seconds; iterations are "
-                "at least 0, seconds above 0"
-            )
-        for name in ("batch_size", "learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 < self.warm_up < 1:
-            raise InputError(f"warm_up is {self.warm_up}; it is a share, above 0 and below 1")
-
-    def rate(self, progress: float) -> float:
-        """The learning rate when this share of the iterations or seconds, in [0, 1], is over."""
-        if progress < self.warm_up:
-            share = START_SHARE + (1 - START_SHARE) * _eased(progress / self.warm_up)
-        else:
-            share = 1 - _eased((progress - self.warm_up) / (1 - self.warm_up))
-        return self.learning_rate * share
 
 
 @dataclass(frozen=True)
@@ -183,11 +142,6 @@ def heal(
         if watch is not None:
             watch(iteration + 1, settings.iterations)
     return {name: tensor.detach() for name, tensor in healed.items()}
-
-
-def _eased(share: float) -> float:
-    """From 0 to 1, slowly at both ends."""
-    return (1 - math.cos(math.pi * share)) / 2
 
 
 def _trained(backbone: Backbone, weights: Weights) -> list[str]:

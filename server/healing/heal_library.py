@@ -13,16 +13,12 @@ from common.errors import InputError
 from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot
-from server.coordinator import VotingSettings
-from server.healing.drawn_votes import KeepRatios, drawn_votes
-from server.healing.heal import HealingSettings, PublicImages, Watch, distance, heal
+from server.healing.drawn_votes import drawn_votes
+from server.healing.heal import PublicImages, Watch, distance, heal
 from server.healing.store import HealedBackbone, HealedStore
 from server.library import Library
+from server.settings import HEAL_VOTING, HealingSettings, KeepRatios, VotingSettings
 from server.voting import ranks
-
-VOTING = VotingSettings(prior=10_000.0)
-"""How masks to heal for are elected if nothing else is said: votes decide ties alone. To be healed for
-one network of every size, the same for everybody, is worth more than for many (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ def heal_library(
     ratios: KeepRatios,
     settings: HealingSettings,
     *,
-    voting: VotingSettings = VOTING,
+    voting: VotingSettings = HEAL_VOTING,
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Healing:

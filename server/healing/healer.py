@@ -30,9 +30,8 @@ from server.healing.public_images import image_files
 from server.healing.store import HealedStore, backbone_stamp
 from server.healing.worker import Healed, Order, Ready, Started, Stop, Useless, Workplace, work
 from server.library import Library
+from server.settings import HEALER_SECONDS
 
-SECONDS = 120.0
-"""For one network, at most: longer than that, another device waits."""
 QUEUE = 32
 """Networks to heal; whoever asks for another one then gets what is there."""
 WRITING_SHARE, WRITING_SECONDS = 0.1, 2.0
@@ -104,7 +103,7 @@ class Healer:
         weights: Weights,
         images: Path,
         *,
-        seconds: float = SECONDS,
+        seconds: float = HEALER_SECONDS,
         queue: int = QUEUE,
     ) -> None:
         if not 0 < seconds < math.inf:
@@ -338,7 +337,11 @@ class Healer:
 
 
 def healer_of(
-    library: Library, store: HealedStore, weights: Weights, images: Path | None, seconds: float = SECONDS
+    library: Library,
+    store: HealedStore,
+    weights: Weights,
+    images: Path | None,
+    seconds: float = HEALER_SECONDS,
 ) -> AbstractContextManager[Healer | None]:
     """The healer of a library's backbone, to be entered; without images, None. Errors as of `Healer`."""
     if images is None:

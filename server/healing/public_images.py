@@ -13,10 +13,7 @@ from common.image_folders import SUFFIXES_IN_WORDS, LeftOut, images_below
 from common.images import FileImages
 from server.healing.heal import PublicImages, Watch
 from server.healing.store import HealedStore
-
-MOST_IMAGES = 10_000
-"""How many images are used unless asked otherwise. Pixels are held in memory up to
-`common.images.PIXEL_BYTES`; images beyond that are decoded each time that they are used."""
+from server.settings import MOST_IMAGES
 
 
 def image_files(

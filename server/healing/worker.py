@@ -23,9 +23,10 @@ from common.errors import MaskvoteError
 from common.mask import Mask
 from common.structure import Structure
 from common.tensor_file import read_tensors
-from server.healing.heal import HealingSettings, distance, heal_mask
+from server.healing.heal import distance, heal_mask
 from server.healing.public_images import public_images
 from server.healing.store import HealedStore
+from server.settings import HealingSettings
 
 NICENESS = 10
 """Whoever serves goes first."""

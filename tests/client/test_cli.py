@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
 from drawn_images import draw_images
 from grpc_server import PLENTY, running_server
 
@@ -191,6 +192,18 @@ def test_a_state_goes_on_with_classes_in_the_other_form_of_unicode(
     assert load_network(tmp_path / "my.safetensors").classes == (composed, "class0", "class1")
 
 
+def test_torch_computes_with_as_many_threads_as_were_asked_for(client, library, weights, images):
+    before = torch.get_num_threads()
+    try:
+        with running_server(library, weights) as port:
+            for command, threads in (("describe", 2), ("adapt", 3)):
+                torch.set_num_threads(1)
+                assert client(*through(port, command, data=images, threads=threads))[0] == 0
+                assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_describe_without_a_state_asks_anew_each_time(client, library, weights, images, tmp_path):
     with running_server(library, weights) as port:
         words = through(port, "describe", data=images)
@@ -270,8 +283,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("words", "sentence"), WRONG.values(), ids=WRONG)
-def test_what_does_not_go_together_is_told(client, images, monkeypatch, words, sentence):
+def test_what_does_not_go_together_is_told(client, images, monkeypatch, tmp_path, words, sentence):
     monkeypatch.setenv("MASKVOTE_TOKEN", "mv_secret")
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"")
     status, _, told = client("adapt", "--data", images, *words)
     assert (status, sentence in told) == (2, True), told
     assert "mv_secret" not in told

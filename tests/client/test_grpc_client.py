@@ -18,7 +18,7 @@ from common.backbone import weights_digest
 from common.budget import Budget
 from common.errors import BudgetError, InputError, MismatchError, TokenError, UnavailableError
 from common.exchange import Limits
-from common.fine_tune import FineTuneSettings
+from common.tuning_settings import FineTuneSettings
 from server import tokens
 from server.coordinator import Coordinator
 from server.library import Library

@@ -72,11 +72,14 @@ WITHOUT_TORCH = [
     "client.cli",
     "client.predict_cli",
     *(f"client.artefacts.{name}" for name in ("transform", "card", "kinds", "runnable")),
+    "client.network_cli",
+    "client.saved_header",
     *(f"client.artefacts.{name}" for name in ("image_files", "predictions", "prediction_files")),
+    "client.artefacts.evaluation",
 ]
 
 
-def test_what_predicts_imports_no_torch():
+def test_what_predicts_and_evaluates_imports_no_torch():
     assert set(WITHOUT_TORCH) <= set(MODULES)
     assert within(imported_by(*WITHOUT_TORCH), OURS | HEAVY | TORCH | {"flwr"}) == set()
 

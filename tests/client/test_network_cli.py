@@ -11,12 +11,14 @@ import onnx
 import pytest
 import torch
 from cut_networks import CLASSES, cut_network
+from fresh_process import call_one_by_one
 from PIL import Image
 
 from client.artefacts.facts import found_by
+from client.artefacts.kinds import TOLERANCE
 from client.artefacts.torch_network import logits_of
 from client.cli import cli
-from client.export import OPSET, TOLERANCE, SavedNetwork, load_network, save_network
+from client.export import OPSET, SavedNetwork, checked_graph, load_network, save_network
 from common.command_line import run
 from common.fitting import accuracy
 from common.image_folders import SUFFIXES_IN_WORDS, TYPES_IN_WORDS
@@ -203,6 +205,50 @@ def test_what_is_no_image_of_the_task_is_told_once(call, place, tmp_path, comman
     status, _, err = call(command, *words)
     assert (status, err.count("left out of")) == (0, 1)
     assert f"{mine}: 1 .heic file, 1 hidden file, 1 folder (@eaDir); image files end in .png" in err
+
+
+def test_onnx_and_torch_tell_the_same_of_every_class(call, place, tmp_path):
+    """By the table that is shown, too: the files alone are named differently."""
+    words = ("export", "--network", place / "network", "--format", "onnx", "--out", tmp_path / "my.onnx")
+    assert call(*words)[0] == 0
+    told, shown = [], []
+    for file in (place / "network", tmp_path / "my.onnx"):
+        words = ("evaluate", "--network", file, "--data", place / "mine", "--threads", 1)
+        told.append(json.loads(call(*words, "--json")[1]))
+        shown.append([line for line in call(*words)[1].splitlines() if str(file) not in line])
+    assert told[0] == told[1]
+    assert 0 < told[0]["accuracy"] < 1
+    assert shown[0][-len(CLASSES) :] == shown[1][-len(CLASSES) :]
+
+
+def test_int8_is_judged_by_its_own_logits(call, place, tmp_path):
+    out = tmp_path / "my.onnx"
+    words = ("--network", place / "network", "--format", "onnx-int8", "--out", out)
+    status, told, err = call("export", *words, "--data", place / "mine", "--json")
+    assert status == 0, err
+    measured = json.loads(told)["accuracy"]
+    status, told, err = call("evaluate", "--network", out, "--data", place / "mine", "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(told)
+    assert (found["images"], found["accuracy"]) == (measured["images"], measured["share_right"])
+
+
+def test_an_onnx_file_is_evaluated_without_torch_and_without_grpc(place, tmp_path):
+    saved = load_network(place / "network")
+    (tmp_path / "my.onnx").write_bytes(checked_graph(saved).data)
+    words = ["evaluate", "--network", tmp_path / "my.onnx", "--data", place / "mine", "--json"]
+    absent = ["torch", "timm", "torchvision", "flwr", "grpc"]
+    (ended,), _ = call_one_by_one("client.cli", [words], lacking=absent)
+    assert ended.status == 0, ended.told
+    assert json.loads(ended.told)["images"] == 162
+
+
+def test_an_image_that_cannot_be_read_ends_it_with_its_name(call, place, tmp_path):
+    mine = Path(shutil.copytree(place / "mine", tmp_path / "mine"))
+    (mine / "val" / "owl" / "1.png").write_bytes(b"no image")
+    status, out, err = call("evaluate", "--network", place / "network", "--data", mine)
+    assert (status, out) == (2, "")
+    assert "val/owl/1.png cannot be read as an image" in err
 
 
 # export

@@ -309,7 +309,7 @@ NETWORKS = {
     program_without_card: (2, "has no card my.pte.json beside it"),
     lambda own: own / "nothing.onnx": (2, "nothing.onnx cannot be read"),
     lambda own: own / "photos" / "notes.txt": (2, "ends in '.txt'; an artefact ends in .onnx"),
-    lambda own: own / "photos": (2, "ends in 'nothing'"),
+    lambda own: own / "photos": (2, "cannot be read (it is a directory)"),
 }
 
 
@@ -446,7 +446,11 @@ def test_a_device_without_torch_predicts_and_is_told_what_the_rest_needs(place):
     helped = without_torch("--help")
     assert helped.returncode == 0
     assert "predict" in helped.stdout
-    for words in (["adapt", "--help"], ["export", "--network", "x"], ["evaluate"]):
+    out = ("--out", place / "new.onnx")
+    for words in (
+        ["adapt", "--help"],
+        ["export", "--network", place / "my.safetensors", "--format", "onnx", *out],
+    ):
         refused = without_torch(*words)
         assert refused.returncode == 2
         assert "is not installed; pip install maskvote" in refused.stderr
@@ -456,9 +460,17 @@ def test_a_device_without_torch_predicts_and_is_told_what_the_rest_needs(place):
     assert "a safetensors file is run with torch" in tensors.stderr
 
 
-def test_threads_are_taken_before_the_command_and_after_it(client, place):
-    words = ("predict", "--network", place / "my.onnx", place / "photos" / "grey.PNG", "--json")
-    assert client("--threads", 1, *words)[:2] == client(*words, "--threads", 1)[:2]
+def test_threads_bound_what_runs_the_network(client, place):
+    """Of torch, which tells how many it takes; onnxruntime does not, and says the same of an image."""
+    before = torch.get_num_threads()
+    image = (place / "photos" / "grey.PNG", "--json")
+    try:
+        assert client("predict", "--network", place / "my.safetensors", *image, "--threads", 3)[0] == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    words = ("predict", "--network", place / "my.onnx", *image)
+    assert client(*words, "--threads", 1)[:2] == client(*words)[:2]
 
 
 def test_what_adapt_saved_is_classified_with_as_it_is(client, place, saved, tmp_path):

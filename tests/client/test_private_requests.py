@@ -142,7 +142,7 @@ def test_what_guarantees_nothing_is_refused_before_anybody_is_asked(
 
 
 def test_adapting_by_files_describes_nothing_and_takes_no_epsilon(client, images, offer_file):
-    words = ["adapt", "--offer", offer_file, "--assignment", "a", "--out", "c", "--data", images]
+    words = ["adapt", "--offer", offer_file, "--assignment", offer_file, "--out", "c", "--data", images]
     status, _, told = client(*words, "--epsilon", 8)
     assert (status, "--epsilon and --offer do not go together" in told) == (2, True)
 

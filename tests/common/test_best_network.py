@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toy_adaptation import SETTINGS, adapt, weights_of
 from toys import images_of, task_of
 
 from common.adaptation import adapt_network
-from common.best_network import BestNetwork
+from common.best_network import BestNetwork, held_out
 from common.calibration import calibration_of
 from common.fine_tune import FineTuneSettings
 from common.fitting import accuracy
-from common.hold_out import held_out
 from common.images import PixelImages
 from common.pruning import PruningSettings
 from common.subnetwork import SubNetwork
@@ -121,3 +122,21 @@ def test_a_network_that_is_cut_in_its_last_iteration_is_compared_and_kept(ours, 
     adapted = adapt(ours, half, task_of(ours.backbone), settings=settings, target=target, pruning=pruning)
     assert adapted.kept == adapted.iterations == iterations
     assert adapted.pruned.mask.counts == target
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_a_tenth_of_each_class_compares_networks_and_more_of_a_small_one(counts, seed):
+    """Of 3 to 9 images one, of 10 two, of 15 three, of 20 to 49 four."""
+    labels = torch.cat([torch.full((count,), k) for k, count in enumerate(counts)])
+    held = held_out(labels, torch.Generator().manual_seed(seed))
+    for k, count in enumerate(counts):
+        expected = max(count // 10, min(count // 5, 4), count >= 3)
+        assert int(held[labels == k].sum()) == expected
+    assert held.shape == labels.shape
+
+
+def test_which_images_compare_networks_is_random_and_the_same_for_the_same_seed():
+    labels = torch.arange(300) % 3
+    first, again, other = (held_out(labels, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from toys import Example, example, images_of
 
-from common.directions import DIRECTIONS, DRAWN_IMAGES, DrawnImages, principal_directions
+from common.directions import DRAWN_IMAGES, DrawnImages, principal_directions
 from common.errors import SignatureError
 from common.fitting import all_features
 from common.mask import Mask
+from common.privacy import DIRECTIONS
 from common.subnetwork import SubNetwork
 
 

@@ -6,11 +6,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from toys import Example, example, images_of, task_of
 
-from common.errors import Diverged, InputError
-from common.fine_tune import FineTuneSettings, FineTuning
+from common.errors import InputError
+from common.fine_tune import Diverged, FineTuning
 from common.images import PixelImages, batches
 from common.mask import Mask
 from common.subnetwork import SubNetwork
+from common.tuning_settings import FineTuneSettings
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from toys import Example, example, images_of, task_of
 
 from common.backbone import Backbone
+from common.best_network import held_out
 from common.errors import Diverged
 from common.fitting import (
     SCALES,
@@ -22,7 +23,6 @@ from common.fitting import (
     recalibrate_batch_norm,
     start_from_means,
 )
-from common.hold_out import held_out
 from common.images import PixelImages
 from common.mask import Mask
 from common.rebuild import rebuild

@@ -12,7 +12,7 @@ from PIL import Image
 from toys import example
 
 from common.errors import TaskDataError
-from common.hold_out import HELD_OUT_SHARE, held_out, judging
+from common.hold_out import HELD_OUT_SHARE, judging
 from common.privacy import SENSITIVITY, class_sums
 from common.task_data import load_folder
 from common.torchvision_data import load_torchvision
@@ -129,24 +129,3 @@ def test_a_class_whose_images_all_judge_is_refused_with_what_to_do(tmp_path, bac
         load_folder(tmp_path, backbone)
     draw(tmp_path / "train" / "bee" / next(name for name in names if name not in low), 0)
     assert load_folder(tmp_path, backbone).train.labels.tolist().count(1) == 1
-
-
-# -- training images that compare networks ---------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.integers(0, 2**31))
-def test_a_tenth_of_each_class_compares_networks_and_more_of_a_small_one(counts, seed):
-    """Of 3 to 9 images one, of 10 two, of 15 three, of 20 to 49 four."""
-    labels = torch.cat([torch.full((count,), k) for k, count in enumerate(counts)])
-    held = held_out(labels, torch.Generator().manual_seed(seed))
-    for k, count in enumerate(counts):
-        expected = max(count // 10, min(count // 5, 4), count >= 3)
-        assert int(held[labels == k].sum()) == expected
-    assert held.shape == labels.shape
-
-
-def test_which_images_compare_networks_is_random_and_the_same_for_the_same_seed():
-    labels = torch.arange(300) % 3
-    first, again, other = (held_out(labels, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)

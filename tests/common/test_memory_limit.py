@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.fine_tune import FineTuneSettings
 from common.memory_limit import SPARE_BYTES, MemoryLimit
 from common.process_memory import MEGABYTE, forget_peak, give_back, peak_bytes, resident_bytes
+from common.tuning_settings import FineTuneSettings
 
 IMAGE = 16 * MEGABYTE
 ROOT = Path(__file__).parents[2]

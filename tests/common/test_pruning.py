@@ -4,11 +4,11 @@ import torch
 from toys import Example, example, random_mask, structure_of, task_of
 
 from common.errors import InputError
-from common.fine_tune import FineTuneSettings
 from common.mask import Mask
-from common.pruning import Pruned, PruningSettings, Stage, stages_of
+from common.pruning import Pruned, Stage, stages_of
 from common.subnetwork import SubNetwork
 from common.tuning import Tuning
+from common.tuning_settings import FineTuneSettings, PruningSettings
 
 SETTINGS = FineTuneSettings(iterations=10, batch_size=8, learning_rate=0.01)
 

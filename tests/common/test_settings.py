@@ -10,7 +10,7 @@ from common.budget import Budget
 from common.errors import InputError
 from common.privacy import Privacy
 from common.settings import Config, DeviceSettings, FleetSettings, device_settings, fleet_settings
-from server.coordinator import VotingSettings
+from server.settings import VotingSettings
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = {"library": "/tmp/library.db"}

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import Example, example, images_of, random_mask
 
-from common.directions import DIRECTIONS
 from common.errors import InputError, MismatchError, SignatureError
 from common.fitting import all_features
-from common.privacy import LARGEST_EPSILON, LEAST_EPSILON, Privacy
+from common.privacy import DIRECTIONS, LARGEST_EPSILON, LEAST_EPSILON, Privacy
 from common.probe import Probe
 from common.signature import MAX_CLASSES, TaskSignature, is_private, private_length, signature_of
 from common.subnetwork import SubNetwork

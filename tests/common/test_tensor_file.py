@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from common.errors import WeightsError
-from common.tensor_file import DTYPES, MAX_HEADER_BYTES, Kind, blank_file, read_tensors, write_tensors
+from common.tensor_file import DTYPES, Kind, blank_file, read_tensors, write_tensors
+from common.tensor_layout import MAX_HEADER_BYTES
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3),

@@ -20,7 +20,6 @@ from common.backbone import Weights
 from common.budget import Budget
 from common.errors import BudgetError, InputError, MaskvoteError, MismatchError
 from common.exchange import Contribution, Coordinator, TaskDescription
-from common.fine_tune import FineTuneSettings
 from common.mask import Mask
 from common.proto_codec import (
     decode_contribution,
@@ -30,11 +29,12 @@ from common.proto_codec import (
 )
 from common.record_codec import message_of, pack
 from common.task_data import load_folder
+from common.tuning_settings import FineTuneSettings
 from server import coordinator as server_side
-from server.coordinator import VotingSettings
 from server.flower_app import FleetSettings, serve_fleet
 from server.library import Entry, Library
 from server.serving import ServeSettings
+from server.settings import VotingSettings
 
 pytestmark = pytest.mark.usefixtures("in_a_run")
 

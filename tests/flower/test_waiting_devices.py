@@ -30,12 +30,13 @@ from common.record_codec import message_of, payload_of
 from common.subnetwork import SubNetwork, cut
 from common.task_data import load_folder
 from server.cli import cli
-from server.coordinator import Coordinator, VotingSettings
+from server.coordinator import Coordinator
 from server.flower_app import FleetSettings, serve_fleet
 from server.healing.heal_library import store_of
 from server.healing.healer import healer_of
 from server.library import Library
 from server.serving import ServeSettings
+from server.settings import VotingSettings
 
 pytestmark = pytest.mark.usefixtures("in_a_run")
 

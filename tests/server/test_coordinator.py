@@ -19,8 +19,9 @@ from common.mask import Mask
 from common.signature import TaskSignature
 from common.subnetwork import SubNetwork
 from server.budget import allot
-from server.coordinator import Coordinator, VotingSettings
+from server.coordinator import Coordinator
 from server.library import Library
+from server.settings import VotingSettings
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from common.budget import Budget
 from common.errors import AccessError, InputError
 from common.exchange import METHODS, Assignment
 from common.mask import Mask
-from server.coordinator import Coordinator, VotingSettings
+from server.coordinator import Coordinator
 from server.library import Library, seed_entry
+from server.settings import VotingSettings
 from server.similarity import ClassStatistics
 
 

@@ -14,9 +14,10 @@ from common.errors import BudgetError, InputError
 from common.importance import magnitude
 from common.mask import Mask
 from server.budget import allot
-from server.coordinator import Coordinator, VotingSettings
-from server.healing.drawn_votes import UNVOTED_EVERY, KeepRatios, drawn_votes
+from server.coordinator import Coordinator
+from server.healing.drawn_votes import UNVOTED_EVERY, drawn_votes
 from server.library import Library
+from server.settings import KeepRatios, VotingSettings
 from server.voting import Ballot, elect, explored_units, ranks
 
 PLAIN = VotingSettings(neighbours=3, explore=0, prior=0)

@@ -12,12 +12,11 @@ from random_weights import random_weights
 from common.backbone import weights_digest
 from common.budget import Budget
 from common.errors import BudgetError, InputError, MismatchError, UnsupportedModel
-from common.fine_tune import FineTuneSettings
 from common.fitting import all_features
 from common.importance import magnitude
 from common.mask import Mask
 from common.proof import Proof
-from common.pruning import PruningSettings
+from common.tuning_settings import FineTuneSettings, PruningSettings
 from server import founding
 from server.budget import allot
 from server.coordinator import Coordinator

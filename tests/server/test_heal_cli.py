@@ -66,6 +66,15 @@ def test_it_tells_what_it_did_and_the_store_has_it(heal, place):
     assert healed.facts == {name: facts[name] for name in healed.facts}
 
 
+def test_it_computes_with_as_many_threads_as_were_asked_for(heal):
+    before = torch.get_num_threads()
+    try:
+        heal(*FEW, "--threads", "3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_was_healed_is_kept_though_judging_it_is_broken_off(heal, place, monkeypatch):
     def broken_off(*_):
         raise KeyboardInterrupt
@@ -160,7 +169,7 @@ def test_help_names_the_types_of_images_that_are_read(command):
 @pytest.mark.parametrize(
     ("words", "error", "says"),
     [
-        (("--images", "nowhere"), TaskDataError, "0 image files"),
+        (("--images", "nowhere"), InputError, "nowhere is not a directory"),
         (("--images", "few"), TaskDataError, "1 image files"),
         (("--images", "broken"), TaskDataError, "b.png cannot be read as an image"),
         (("--checkpoint", "other.safetensors"), MismatchError, "founded on"),

@@ -14,11 +14,11 @@ from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork, cut
-from server.coordinator import Coordinator, VotingSettings
-from server.healing.drawn_votes import KeepRatios
-from server.healing.heal import HealingSettings, PublicImages
+from server.coordinator import Coordinator
+from server.healing.heal import PublicImages
 from server.healing.heal_library import heal_library, store_of
 from server.library import Library
+from server.settings import HealingSettings, KeepRatios, VotingSettings
 from server.voting import explored_units, ranks
 
 

@@ -15,7 +15,8 @@ from common.fitting import all_features
 from common.images import PixelImages
 from common.rebuild import rebuild
 from common.subnetwork import cut
-from server.healing.heal import HealingSettings, PublicImages, distance, heal, heal_mask
+from server.healing.heal import PublicImages, distance, heal, heal_mask
+from server.settings import HealingSettings
 
 SETTINGS = HealingSettings(iterations=25, batch_size=32)
 FEW = HealingSettings(iterations=3, batch_size=8)

@@ -5,12 +5,11 @@ import pytest
 from click.testing import CliRunner
 
 from common.errors import InputError
-from server.coordinator import VotingSettings
 from server.exchange_cli import assign
 from server.heal_cli import heal
-from server.healing.heal_library import VOTING
 from server.serve_cli import serve
 from server.serving_options import voting_options
+from server.settings import HEAL_VOTING, VotingSettings
 
 WORDS = {"--neighbours": "3", "--explore": "0.25", "--prior": "7"}
 
@@ -44,7 +43,7 @@ def test_what_elects_nothing_is_refused_with_its_rule():
         given("--prior", "-1")
 
 
-@pytest.mark.parametrize(("command", "default"), [(serve, SERVED), (assign, SERVED), (heal, VOTING)])
+@pytest.mark.parametrize(("command", "default"), [(serve, SERVED), (assign, SERVED), (heal, HEAL_VOTING)])
 def test_whatever_elects_has_them_all_with_its_own_defaults(command, default):
     options = {option.opts[0]: option.default for option in command.params}
     assert {word: options[word] for word in WORDS} == {

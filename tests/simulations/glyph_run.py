@@ -7,13 +7,12 @@ from PIL import Image
 from random_weights import random_weights
 from safetensors.torch import save_file
 
-from common.fine_tune import FineTuneSettings
-from common.pruning import PruningSettings
-from server.healing.drawn_votes import KeepRatios
-from server.healing.heal import HealingSettings
+from common.tuning_settings import FineTuneSettings, PruningSettings
+from server.settings import HealingSettings, KeepRatios
 from simulations.experiments.experiment import Experiment
 from simulations.glyphs import SCRIPTS, render
-from simulations.run_directory import RunDirectory, RunSettings
+from simulations.run_directory import RunDirectory
+from simulations.run_settings import RunSettings
 from simulations.running import prepare
 from simulations.way import Way
 

@@ -11,9 +11,9 @@ from glyph_run import quiet
 from torch.overrides import TorchFunctionMode
 
 from common.budget import Budget
-from common.fine_tune import FineTuneSettings
 from common.importance import magnitude
 from common.mask import Mask
+from common.tuning_settings import FineTuneSettings
 from server.budget import allot
 from server.healing.heal import heal_mask
 from server.healing.heal_library import store_of

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from common.backbone import Backbone
 from common.budget import Budget
 from common.errors import TaskDataError
-from common.fine_tune import FineTuneSettings
 from common.task_data import load_folder
+from common.tuning_settings import FineTuneSettings
 from server.budget import allot
-from simulations.baselines import ALTERNATIVES, alternative
+from simulations.alternatives import ALTERNATIVES
+from simulations.baselines import MASKS, NETWORKS, alternative
 from simulations.cli import cli
 from simulations.contest import Contest
 from simulations.devices import lay_out
@@ -98,6 +99,10 @@ def contest(pool: ClassPool, keep_ratio: float) -> Contest:
         seed=1,
         evaluate_at=(1,),
     )
+
+
+def test_the_alternatives_on_the_command_line_are_those_that_there_are():
+    assert (*MASKS, *NETWORKS) == ALTERNATIVES
 
 
 @pytest.mark.parametrize("way", ALTERNATIVES)

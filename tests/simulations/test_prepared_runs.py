@@ -21,7 +21,8 @@ from server.library import Library
 from simulations.cells import Cells
 from simulations.experiments.experiment import Experiment
 from simulations.records import Cell
-from simulations.run_directory import RunDirectory, RunSettings
+from simulations.run_directory import RunDirectory
+from simulations.run_settings import RunSettings
 from simulations.running import prepare
 from simulations.way import Way
 

@@ -13,7 +13,8 @@ from common.backbone import Backbone
 from common.errors import InputError, TaskDataError, UnsupportedModel
 from simulations.experiment_cli import BEGINS, LARGE, experiment
 from simulations.experiments import EXPERIMENTS
-from simulations.run_directory import RunDirectory, RunSettings
+from simulations.run_directory import RunDirectory
+from simulations.run_settings import RunSettings
 from simulations.running import left_out, ways_of
 
 SETTINGS = RunSettings(model="test_resnet", data="nowhere", public="")
@@ -80,7 +81,7 @@ def test_a_checkpoint_of_a_small_network_that_is_not_named_is_refused(path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
 def test_a_run_on_a_device_that_is_not_there_does_not_begin(tmp_path):
-    words = "--backbone test_resnet --data nowhere --num-classes 5 --device cuda"
+    words = "--backbone test_resnet --data glyphs --num-classes 5 --device cuda"
     result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
     assert isinstance(result.exception, InputError)
     assert "there is no cuda device" in str(result.exception)
@@ -88,8 +89,9 @@ def test_a_run_on_a_device_that_is_not_there_does_not_begin(tmp_path):
 
 
 def test_what_is_given_beside_large_counts(tmp_path):
-    words = "--backbone test_resnet --data nowhere --device cpu --num-classes 5 --large --seeds 2"
-    result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
+    words = "--backbone test_resnet --device cpu --num-classes 5 --large --seeds 2"
+    places = ("--run", str(tmp_path / "run"), "--data", str(tmp_path))
+    result = told("criteria", *places, *words.split())
     assert isinstance(result.exception, TaskDataError)
     settings = RunDirectory(tmp_path / "run").settings
     assert settings.seeds == 2
