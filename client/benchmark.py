@@ -2,95 +2,150 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from client.artefacts.runnable import onnx_logits, onnx_session, version_of
 from client.export import SavedNetwork, checked_graph
+from client.isotonic import isotonic
 from client.latency_table import Device, MeasuredTable
 from common.backbone import Backbone
 from common.budget import Counts, LatencyTable
 from common.fitting import on_device_of
 from common.mask import Mask
 from common.rebuild import rebuild
+from common.signature import MAX_CLASSES
 from common.structure import Structure
 from common.subnetwork import cut
 
-RATIOS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
-"""Keep ratios that are measured."""
+SIZES = 14
+"""Networks that are measured from the smallest to the whole; fewer where the structure has fewer."""
 MULTIPLES = (1, 4, 8, 16, 32)
 """What widths are tried as multiples of, at MULTIPLES_AT."""
 MULTIPLES_AT = (0.2, 0.23, 0.27, 0.3)
 TOLERANCE = 1.03
 """A smaller multiple is preferred where time per operation is at most so many times the best one's."""
-RUNS, SECONDS = 15, 0.4
-"""A size is measured at least so often, and so long."""
+ROUNDS = 10
+"""Every size has its turn in each round: what slows the device for a while slows all of them."""
+RUNS, SECONDS = 3, 0.03
+"""In its turn a size runs at least so often, and so long."""
+RATIOS = np.geomspace(0.001, 1, 200)
+"""Keep ratios that sizes are chosen from."""
 
+Run = Callable[[], object]
+"""Classifies one image."""
+Measure = Callable[[Sequence["Size"]], Sequence[tuple[float, ...]]]
+"""The milliseconds of an image for every size, round by round."""
 Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs networks here: how a table names it, and the least milliseconds of a network's image."""
+    """What runs networks here: how a table names it, and how it makes a network ready to run."""
 
     version: Callable[[], str]
-    milliseconds: Callable[[nn.Module, Backbone], float]
+    ready: Callable[[nn.Module, Backbone], Run]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Units of every group of a network, and its classes."""
+
+    counts: Counts
+    classes: int
 
 
 def benchmark(
     backbone: Backbone, structure: Structure, classes: int, runtime: Runtime, watch: Watch | None = None
 ) -> MeasuredTable:
-    """The latency table of this device: one image at a time, by a runtime, the least of several runs.
+    """The latency table of this device: one image at a time, by a runtime.
 
-    What else the device does at the same time only ever adds to a run, and is not the network's. What
-    its kernels like is found first: the multiple of channels at which an operation takes least time. No
-    weights of the backbone are needed: they are drawn at random, for one network after the other.
-    Errors are the runtime's.
+    The smallest sub-network and the whole backbone are measured, and sizes evenly in between; the whole
+    also with as many classes as a task may have, so that the table covers every task. What else the
+    device does only ever adds to a run, and for a while: so the sizes take turns in several rounds, and
+    the least of a size counts. The table is the rising curve that is nearest to these times.
+
+    What the device's kernels like is found first: the multiple of channels at which an operation takes
+    least time. No weights of the backbone are needed: they are drawn at random. The networks of all sizes
+    are in memory at once, three to four times the whole backbone. Errors are the runtime's.
     """
-    steps = len(RATIOS) + len(MULTIPLES)
-    done = 0
+    # The number of sizes is known once the multiple is.
+    turns = _Turns(len(MULTIPLES) * len(MULTIPLES_AT) + SIZES, watch)
 
-    @cache
-    def measured(counts: Counts) -> float:
-        network = random_network(backbone, structure, counts, classes)
-        return runtime.milliseconds(network, backbone)
+    def measured(sizes: Sequence[Size]) -> list[tuple[float, ...]]:
+        runs = []
+        for size in sizes:
+            network = random_network(backbone, structure, size.counts, size.classes)
+            runs.append(runtime.ready(network, backbone))
+            turns.end()
+        return in_rounds(runs, turns.end)
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if watch is not None:
-            watch(done, steps)
-
-    multiple = best_multiple(structure, classes, measured, tick)
-    points: dict[int, float] = {}
-    for ratio in RATIOS:
-        counts = counts_at(structure, ratio, multiple)
-        flops = structure.flops(counts, classes)
-        if flops not in points:
-            points[flops] = measured(counts)
-        tick()
-    table = LatencyTable(structure.digest, tuple(sorted(points.items())))
-    return MeasuredTable(table, multiple, Device.here(runtime.version(), torch.get_num_threads()))
+    multiple = best_multiple(structure, classes, measured)
+    sizes = sizes_of(structure, classes, multiple)
+    turns.are_left(len(sizes))
+    rounds = measured(sizes)
+    operations = [structure.flops(size.counts, size.classes) for size in sizes]
+    times = isotonic([min(of_size) for of_size in rounds])
+    table = LatencyTable(structure.digest, tuple(zip(operations, times, strict=True)))
+    device = Device.here(runtime.version(), torch.get_num_threads())
+    return MeasuredTable(table, multiple, device, tuple(rounds))
 
 
-def best_multiple(
-    structure: Structure,
-    classes: int,
-    measured: Callable[[Counts], float],
-    tick: Callable[[], None] = lambda: None,
-) -> int:
-    """The smallest multiple of channels at which operations take about as little time as at the best."""
-    price = {}
-    for multiple in MULTIPLES:
-        sizes = {counts_at(structure, ratio, multiple) for ratio in MULTIPLES_AT}
-        flops = sum(structure.flops(counts, classes) for counts in sizes)
-        price[multiple] = sum(measured(counts) for counts in sizes) / flops
-        tick()
+class _Turns:
+    """Counts the turns of sizes: each has one to be made ready, and one a round."""
+
+    def __init__(self, sizes: int, watch: Watch | None) -> None:
+        self._ended = 0
+        self._watch = watch
+        self.are_left(sizes)
+
+    def are_left(self, sizes: int) -> None:
+        self._all = self._ended + sizes * (1 + ROUNDS)
+
+    def end(self) -> None:
+        self._ended += 1
+        if self._watch is not None:
+            self._watch(self._ended, self._all)
+
+
+def in_rounds(runs: Sequence[Run], tick: Callable[[], None] = lambda: None) -> list[tuple[float, ...]]:
+    """The milliseconds of every run, by rounds in which all take turns; every other one backwards.
+
+    So that a device that grows slower or faster meanwhile favours none.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for number in range(ROUNDS):
+        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        for at in order:
+            times[at].append(1000 * min(_seconds(runs[at])))
+            tick()
+    return [tuple(of_run) for of_run in times]
+
+
+def best_multiple(structure: Structure, classes: int, measured: Measure) -> int:
+    """The smallest multiple of channels at which operations take about as little time as at the best.
+
+    Multiples are compared at several keep ratios, all of them by turns at each.
+    """
+    spent = dict.fromkeys(MULTIPLES, 0.0)
+    flops = dict.fromkeys(MULTIPLES, 0)
+    for ratio in MULTIPLES_AT:
+        size_at = {
+            multiple: Size(counts_at(structure, ratio, multiple), classes) for multiple in MULTIPLES
+        }
+        sizes = list(dict.fromkeys(size_at.values()))
+        time_of = dict(zip(sizes, map(min, measured(sizes)), strict=True))
+        for multiple, size in size_at.items():
+            spent[multiple] += time_of[size]
+            flops[multiple] += structure.flops(size.counts, classes)
+    price = {multiple: spent[multiple] / flops[multiple] for multiple in MULTIPLES}
     limit = TOLERANCE * min(price.values())
     return min(multiple for multiple, per_operation in price.items() if per_operation <= limit)
 
@@ -100,6 +155,36 @@ def counts_at(structure: Structure, ratio: float, multiple: int) -> Counts:
     return tuple(
         min(size, max(1, multiple * max(1, round(ratio * size / multiple)))) for size in structure.sizes
     )
+
+
+def sizes_of(structure: Structure, classes: int, multiple: int) -> list[Size]:
+    """The sizes to measure, by rising operations: each has about so many times those of the one before.
+
+    The first is the smallest sub-network, the last two the whole backbone: for so many classes, and for
+    as many as a task may have. Widths are multiples of `multiple`, or of its half, a quarter, ... where
+    only those come near the operations wanted, as the server deals them.
+    """
+
+    def operations(counts: Counts) -> int:
+        return structure.flops(counts, classes)
+
+    @cache
+    def choices(multiple: int) -> dict[int, Counts]:
+        return {operations(c): c for ratio in RATIOS if (c := counts_at(structure, ratio, multiple))}
+
+    least, most = operations(structure.smallest), operations(structure.sizes)
+    factor = (most / least) ** (1 / (SIZES - 1))
+    found = {least: structure.smallest, most: structure.sizes}
+    for step in range(1, SIZES - 1):
+        wanted, tried = least * factor**step, multiple
+        while True:
+            near = min(choices(tried), key=lambda flops: abs(math.log(flops / wanted)))
+            if tried == 1 or 1 / factor < (near / wanted) ** 2 < factor:
+                break
+            tried //= 2
+        found[near] = choices(tried)[near]
+    sizes = [Size(counts, classes) for _, counts in sorted(found.items())]
+    return [*sizes, Size(structure.sizes, MAX_CLASSES)] if classes < MAX_CLASSES else sizes
 
 
 def random_network(backbone: Backbone, structure: Structure, counts: Counts, classes: int) -> nn.Module:
@@ -125,17 +210,21 @@ def _drawn(name: str, shape: Tensor, generator: torch.Generator) -> Tensor:
     return 0.05 * torch.randn(shape.shape, generator=generator)
 
 
-def milliseconds(network: nn.Module, backbone: Backbone) -> float:
-    """The least time for one image, by PyTorch."""
+def torch_run(network: nn.Module, backbone: Backbone) -> Run:
+    """Classifies one image by PyTorch."""
     # Only here: of channels-last tensors the exporter makes another graph than of those in a file.
     network = network.to(memory_format=torch.channels_last)
     image = on_device_of(network, torch.zeros(1, *backbone.input_size))
-    with torch.inference_mode():
-        return 1000 * min(_seconds(lambda: network(image)))
+
+    def run() -> object:
+        with torch.inference_mode():
+            return network(image)
+
+    return run
 
 
-def onnx_milliseconds(network: nn.Module, backbone: Backbone) -> float:
-    """The least time for one image, by onnxruntime, of the graph that `maskvote-client export` writes.
+def onnx_run(network: nn.Module, backbone: Backbone) -> Run:
+    """Classifies one image by onnxruntime, with the graph that `maskvote-client export` writes.
 
     It is never on disk. onnxruntime has as many threads as PyTorch. Errors as of `checked_graph`.
     """
@@ -143,7 +232,7 @@ def onnx_milliseconds(network: nn.Module, backbone: Backbone) -> float:
     graph = checked_graph(SavedNetwork(network, backbone, tuple(map(str, range(outputs)))))
     logits = onnx_logits(onnx_session(graph.data, torch.get_num_threads()))
     image = torch.zeros(1, *backbone.input_size).numpy()
-    return 1000 * min(_seconds(lambda: logits(image)))
+    return lambda: logits(image)
 
 
 def _seconds(run: Callable[[], object]) -> Iterator[float]:
@@ -157,7 +246,7 @@ def _seconds(run: Callable[[], object]) -> Iterator[float]:
 
 
 RUNTIMES = {
-    "torch": Runtime(lambda: f"torch {torch.__version__}", milliseconds),
-    "onnx": Runtime(lambda: version_of("onnxruntime"), onnx_milliseconds),
+    "torch": Runtime(lambda: f"torch {torch.__version__}", torch_run),
+    "onnx": Runtime(lambda: version_of("onnxruntime"), onnx_run),
 }
 """By the names that the command line has for them."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import click
 
-from client.latency_table import RUNTIME_NAMES, RuntimeName, write_latency_table
+from client.latency_table import RUNTIME_NAMES, MeasuredTable, RuntimeName, write_latency_table
 from client.taking_part import offer_of
 from client.task_options import (
     OF_SERVER,
@@ -26,6 +27,9 @@ from common.threads_option import THREADS, compute_with
 
 SERVER = Way("through a server", ("address",), ("state", *OF_SERVER))
 FILES = Way("by files", ("offer_file",))
+
+RESTLESS = 1.3
+"""The median of a size's rounds is more times their least only where other work ran beside them."""
 
 
 @click.command("benchmark")
@@ -87,13 +91,32 @@ def benchmark_command(
     if as_json:
         show_json({
             "written": str(out), "device": vars(table.device), "multiple": table.multiple,
-            "structure": table.latency.structure, "points": points,
+            "structure": table.latency.structure, "points": points, "rounds": table.rounds,
         })  # fmt: skip
         return
     whole = offer.structure.flops(classes=classes)
     show(
         f"One image on {table.device}",
-        ["operations", "of the backbone's", "ms"],
-        [[f"{flops:,}", f"{flops / whole:.1%}", f"{time:.3g}"] for flops, time in points],
-        f"Widths are best in multiples of {table.multiple}. Written to {out}.",
+        ["operations", "of the backbone's", "ms", "measured, ms"],
+        [
+            [
+                f"{flops:,}",
+                f"{flops / whole:.1%}",
+                f"{time:.3g}",
+                f"{min(rounds):.3g} to {max(rounds):.3g}",
+            ]
+            for (flops, time), rounds in zip(points, table.rounds, strict=True)
+        ],
+        f"Widths are best in multiples of {table.multiple}. Written to {out}." + _unrest(table),
+    )
+
+
+def _unrest(table: MeasuredTable) -> str:
+    """What to do where the rounds differ much."""
+    factor = max(median(rounds) / min(rounds) for rounds in table.rounds)
+    if factor <= RESTLESS:
+        return ""
+    return (
+        f"\nOther work slowed this device down, up to {factor:.1f} times in half of the rounds: measure "
+        "again when it rests."
     )

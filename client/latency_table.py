@@ -13,7 +13,9 @@ from common.budget import LatencyTable
 from common.errors import InputError, MismatchError
 from common.files import read_whole, write_whole
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_ROUNDS = 1
+"""The format of tables whose sizes were measured once each; it is read still."""
 
 RuntimeName = Literal["torch", "onnx"]
 RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
@@ -41,17 +43,26 @@ class Device:
 
 @dataclass(frozen=True)
 class MeasuredTable:
-    """A latency table, the multiple of channels that this device's kernels like, and where that holds."""
+    """A latency table, the multiple of channels that this device's kernels like, and where that holds.
+
+    `rounds` are the milliseconds that were measured for each of the table's points, round by round; the
+    table is the rising curve nearest to the least of each. Tables of earlier versions have none.
+    """
 
     latency: LatencyTable
     multiple: int
     device: Device
+    rounds: tuple[tuple[float, ...], ...] = ()
 
 
 def write_latency_table(path: Path, table: MeasuredTable) -> None:
     """Write a table as JSON. InputError where it cannot be written; it is there whole or not at all."""
     data = {"format": FORMAT, "multiple": table.multiple, "device": asdict(table.device)}
-    latency = {"structure": table.latency.structure, "points": table.latency.points}
+    latency = {
+        "structure": table.latency.structure,
+        "points": table.latency.points,
+        "rounds": table.rounds,
+    }
     write_whole(path, json.dumps(data | latency, indent=1).encode())
 
 
@@ -64,12 +75,16 @@ def read_latency_table(path: Path) -> MeasuredTable:
     text = bytes(read_whole(path))
     try:
         data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise InputError(f"its format is {data['format']}, read is {FORMAT}")
+        if data["format"] not in (FORMAT, WITHOUT_ROUNDS):
+            raise InputError(
+                f"its format is {data['format']!r}, this version of maskvote reads {WITHOUT_ROUNDS} and "
+                f"{FORMAT}; measure it anew with `maskvote-client benchmark`"
+            )
         table = MeasuredTable(
             LatencyTable(data["structure"], tuple((int(at), float(ms)) for at, ms in data["points"])),
             int(data["multiple"]),
             Device(**data["device"]),
+            tuple(tuple(map(float, of_size)) for of_size in data.get("rounds", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -55,6 +55,16 @@ class LatencyTable:
                 f"{MAX_MILLISECONDS:,}, measure it anew"
             )
 
+    @property
+    def least(self) -> float:
+        """The milliseconds of the smallest network that was measured: nothing counts as faster."""
+        return self.points[0][1]
+
+    @property
+    def most(self) -> float:
+        """The milliseconds of the largest network that was measured, or of a slower one below it."""
+        return max(time for _, time in self.points)
+
     def milliseconds(self, flops: int) -> float:
         """The time of a network of so many operations; infinite above the largest that was measured."""
         slowest, times = 0.0, []
@@ -121,6 +131,13 @@ class Budget:
                     f"the budget is {self.latency_ms:g} ms, and nobody knows what this device does in "
                     "that time; measure it with `maskvote-client benchmark` and give its table"
                 )
+            if self.latency_ms < self.latency.least:
+                raise BudgetError(
+                    f"the budget is {self.latency_ms:g} ms; the smallest network that was measured on "
+                    f"this device, of {self.latency.points[0][0]:,} operations, takes "
+                    f"{_upward(self.latency.least):g} ms: ask for at least that, or measure anew with "
+                    "`maskvote-client benchmark`"
+                )
         if not 1 <= self.multiple <= MAX_MULTIPLE:
             raise BudgetError(f"widths are to be multiples of {self.multiple}; give 1 to {MAX_MULTIPLE}")
         if not 1 <= self.headroom <= MAX_HEADROOM:
@@ -149,6 +166,9 @@ class Budget:
             return None if limit is None else min(max(limit, int(limit * self.headroom)), MAX_COUNT)
 
         ratio, time = self.keep_ratio, self.latency_ms
+        if time is not None and self.latency is not None:
+            # Beyond what was measured nothing is known, and it would be refused.
+            time = max(time, min(time * self.headroom, self.latency.most))
         return replace(
             self,
             keep_ratio=None if ratio is None else min(1.0, ratio * self.headroom),
@@ -156,7 +176,7 @@ class Budget:
             flops=enlarged(self.flops),
             weight_bytes=enlarged(self.weight_bytes),
             activation_bytes=enlarged(self.activation_bytes),
-            latency_ms=None if time is None else min(time * self.headroom, MAX_MILLISECONDS),
+            latency_ms=time,
             headroom=1.0,
             wait_seconds=0.0,
         )
@@ -217,11 +237,17 @@ def _demands(structure: Structure, budget: Budget, classes: int) -> Iterator[Dem
 
 
 def check_feasible(structure: Structure, budget: Budget, classes: int) -> None:
-    """Raise BudgetError where not even the smallest sub-network is within the budget: it says what is."""
+    """Raise BudgetError where not even the smallest sub-network is within the budget: it says what is.
+
+    Likewise where the budget is more time than the largest network took that was measured, and that one
+    was smaller than the whole backbone.
+    """
     smallest = structure.smallest
     for demand in demands(structure, budget, classes):
         least = demand.of(smallest)
         if least <= demand.limit:
+            if demand.unit == "ms":
+                _check_measured(structure, budget, classes)
             continue
         enough = demand.told(least)
         if demand.unit == "units":
@@ -231,7 +257,38 @@ def check_feasible(structure: Structure, budget: Budget, classes: int) -> None:
                 "the latency table tells nothing of networks as small as the smallest sub-network of "
                 f"{structure.model.get('model')}; measure it anew with `maskvote-client benchmark`"
             )
+        elif demand.unit == "ms":
+            enough = f"{_upward(least):g} ms"
         raise BudgetError(
             f"the budget is {demand.told(demand.limit)}, the smallest sub-network of "
             f"{structure.model.get('model')} needs {demand.told(least)}; ask for at least {enough}"
         )
+
+
+def _check_measured(structure: Structure, budget: Budget, classes: int) -> None:
+    table, whole = budget.latency, structure.flops(classes=classes)
+    assert table is not None
+    assert budget.latency_ms is not None
+    largest = table.points[-1][0]
+    if budget.latency_ms > table.most and largest < whole:
+        raise BudgetError(
+            f"the budget is {budget.latency_ms:g} ms; the largest network that was measured on this "
+            f"device, of {largest:,} operations, takes {_downward(table.most):g} ms, and of larger ones, "
+            f"up to the {whole:,} operations of the whole {structure.model.get('model')} for {classes} "
+            "classes, nothing is known: ask for at most that, or measure anew with `maskvote-client "
+            "benchmark`"
+        )
+
+
+def _upward(milliseconds: float) -> float:
+    """Four digits of a time, rounded so that whoever asks for it gets it."""
+    return _to_four_digits(milliseconds, math.ceil)
+
+
+def _downward(milliseconds: float) -> float:
+    return _to_four_digits(milliseconds, math.floor)
+
+
+def _to_four_digits(number: float, rounded: Callable[[float], int]) -> float:
+    scale = 10.0 ** (3 - math.floor(math.log10(number)))
+    return rounded(number * scale) / scale

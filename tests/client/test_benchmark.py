@@ -3,7 +3,9 @@
 import json
 import sys
 import tempfile
+import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,14 +18,19 @@ from client import benchmark as settings
 from client.artefacts.runnable import version_of
 from client.benchmark import (
     MULTIPLES,
-    RATIOS,
+    ROUNDS,
     RUNTIMES,
+    SIZES,
     Runtime,
+    Size,
     benchmark,
     best_multiple,
     counts_at,
+    in_rounds,
     random_network,
+    sizes_of,
 )
+from client.benchmark_cli import _unrest
 from client.budget_options import Count, budget_of
 from client.cli import cli
 from client.latency_table import (
@@ -32,6 +39,7 @@ from client.latency_table import (
     read_latency_table,
     write_latency_table,
 )
+from common.backbone import Backbone
 from common.budget import Budget, LatencyTable
 from common.envelope import seal
 from common.errors import BudgetError, InputError, MismatchError
@@ -39,6 +47,7 @@ from common.exchange import Offer
 from common.mask import Mask
 from common.probe import Probe
 from common.proto_codec import encode_offer
+from common.signature import MAX_CLASSES
 from common.subnetwork import SubNetwork
 from server.budget import allot
 
@@ -60,44 +69,110 @@ def offer() -> Offer:
 
 @pytest.fixture
 def table() -> MeasuredTable:
-    return MeasuredTable(LatencyTable("ab" * 32, ((10, 1.0), (20, 2.5))), 8, Device.here("torch", 1))
+    latency = LatencyTable("ab" * 32, ((10, 1.0), (20, 2.5)))
+    return MeasuredTable(latency, 8, Device.here("torch", 1), ((1.5, 1.0), (2.5, 3.0)))
 
 
 @pytest.fixture
 def few_sizes(monkeypatch):
-    """Two sizes are measured, and not for long."""
-    monkeypatch.setattr(settings, "RATIOS", (0.3, 1.0))
+    """The smallest network, and the whole for few and many classes, are measured, and not for long."""
+    monkeypatch.setattr(settings, "SIZES", 2)
     monkeypatch.setattr(settings, "MULTIPLES", (8,))
     monkeypatch.setattr(settings, "MULTIPLES_AT", (0.3,))
+    monkeypatch.setattr(settings, "ROUNDS", 2)
     monkeypatch.setattr(settings, "SECONDS", 0.01)
 
 
-def test_a_device_measures_itself_and_asks_for_what_it_measured(offer, tmp_path):
+def test_a_device_measures_itself_and_asks_for_what_it_measured(offer, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "SECONDS", 0.002)
     told = []
     runtime = RUNTIMES["torch"]
     measured = benchmark(offer.backbone, offer.structure, 3, runtime, lambda *done: told.append(done))
     assert measured.device.runtime == f"torch {torch.__version__}"
-    assert told[-1] == (len(RATIOS) + len(MULTIPLES),) * 2
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert told[-1] == (len(told), len(told))
     assert measured.multiple in MULTIPLES
     points = measured.latency.points
-    assert points[-1][0] == offer.structure.flops(classes=3)
+    assert points[0][0] == offer.structure.flops(offer.structure.smallest, 3)
+    assert points[-2][0] == offer.structure.flops(classes=3)
+    assert points[-1][0] == offer.structure.flops(classes=MAX_CLASSES)
+    assert all(low <= high for (_, low), (_, high) in pairwise(points))
+    assert [len(rounds) for rounds in measured.rounds] == len(points) * [ROUNDS]
     write_latency_table(tmp_path / "table.json", measured)
     given = NOTHING | {"latency_ms": points[-1][1] * 10}
     budget = budget_of(given, read_latency_table(tmp_path / "table.json"))
     assert budget == Budget(latency_ms=points[-1][1] * 10, latency=measured.latency,
                             multiple=measured.multiple)  # fmt: skip
     assert allot(offer.structure, budget, 3) == offer.structure.sizes
+    # The smallest network that a server would send can be asked for, and nothing faster.
+    least = budget_of(NOTHING | {"latency_ms": points[0][1]}, measured)
+    assert allot(offer.structure, least, 3)
+    with pytest.raises(BudgetError, match="smallest network that was measured"):
+        budget_of(NOTHING | {"latency_ms": 0.99 * points[0][1]}, measured)
 
 
-def test_no_size_is_measured_twice(offer):
-    measured = []
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("multiple", MULTIPLES)
+def test_sizes_go_evenly_from_the_smallest_network_to_the_whole(multiple, residual):
+    structure = Backbone.from_timm("resnet18", image_size=64).structure(("internal", "residual"))
+    structure = structure if residual else structure.only(("internal",))
+    sizes = sizes_of(structure, 10, multiple)
+    flops = [structure.flops(size.counts, size.classes) for size in sizes]
+    assert sizes[0] == Size(structure.smallest, 10)
+    assert sizes[-2:] == [Size(structure.sizes, 10), Size(structure.sizes, MAX_CLASSES)]
+    assert SIZES - 2 <= len(sizes) <= SIZES + 1
+    steps = np.array([high / low for low, high in pairwise(flops)])
+    even = (flops[-2] / flops[0]) ** (1 / (SIZES - 1))
+    assert (steps > 1).all()
+    assert (steps < even**2.1).all()
 
-    def milliseconds(network, backbone):
-        measured.append(tuple(parameter.shape for parameter in network.parameters()))
-        return 1.0
 
-    benchmark(offer.backbone, offer.structure, 3, Runtime(lambda: "none", milliseconds))
-    assert len(measured) == len(set(measured)) >= len(RATIOS)
+def test_all_runs_take_turns_and_each_round_is_kept(monkeypatch):
+    """One run is slow in one round: the others are not, and its own least is not either."""
+    monkeypatch.setattr(settings, "ROUNDS", 3)
+    monkeypatch.setattr(settings, "RUNS", 1)
+    monkeypatch.setattr(settings, "SECONDS", 0)
+    order = []
+
+    def run(name):
+        def run():
+            order.append(name)
+            time.sleep(0.05 if (name, order.count(name)) == ("b", 2) else 0.001)
+
+        return run
+
+    times = in_rounds([run("a"), run("b"), run("c")])
+    assert "".join(order) == "abccbaabc"
+    assert [len(rounds) for rounds in times] == [3, 3, 3]
+    assert times[1][1] > 50 > 2 * min(times[1])
+
+
+def test_a_size_that_fell_is_drawn_to_a_curve_that_rises(offer, few_sizes, monkeypatch):
+    """What is measured is 4, 2, 6 and 5 milliseconds: the table says 3, 3, 5.5 and 5.5."""
+    monkeypatch.setattr(settings, "SIZES", 3)
+    monkeypatch.setattr(
+        settings,
+        "in_rounds",
+        lambda runs, tick: [(time, time + 1) for time in (4.0, 2.0, 6.0, 5.0)[: len(runs)]],
+    )
+    monkeypatch.setattr(settings, "best_multiple", lambda structure, classes, measured: 1)
+    table = benchmark(offer.backbone, offer.structure, 3, RUNTIMES["torch"])
+    assert [time for _, time in table.latency.points] == [3.0, 3.0, 5.5, 5.5]
+    assert table.rounds == ((4.0, 5.0), (2.0, 3.0), (6.0, 7.0), (5.0, 6.0))
+
+
+def test_no_size_is_made_ready_twice(offer, monkeypatch):
+    monkeypatch.setattr(settings, "SECONDS", 0)
+    made = []
+
+    def ready(network, backbone):
+        made.append(tuple(parameter.shape for parameter in network.parameters()))
+        return lambda: None
+
+    sizes = sizes_of(offer.structure, 3, 8)
+    assert len(set(sizes)) == len(sizes)
+    benchmark(offer.backbone, offer.structure, 3, Runtime(lambda: "none", ready))
+    assert len(made[-len(sizes) :]) == len(set(made[-len(sizes) :]))
 
 
 def test_random_networks_have_the_units_asked_for_and_run(offer):
@@ -113,17 +188,31 @@ def test_random_networks_have_the_units_asked_for_and_run(offer):
 def test_the_smallest_multiple_about_as_good_as_the_best_is_taken(offer):
     """A device to which channels cost what the next multiple of eight would."""
 
-    def measured(counts):
-        return float(offer.structure.flops([min(n, -(-k // 8) * 8) for k, n in zip(
-            counts, offer.structure.sizes, strict=True)], 3))  # fmt: skip
+    def in_eights(size):
+        counts = zip(size.counts, offer.structure.sizes, strict=True)
+        return float(offer.structure.flops([min(n, -(-k // 8) * 8) for k, n in counts], 3))
 
-    assert best_multiple(offer.structure, 3, measured) == 8
-    assert best_multiple(offer.structure, 3, lambda counts: offer.structure.flops(counts, 3)) == 1
+    def exactly(size):
+        return float(offer.structure.flops(size.counts, 3))
+
+    for time_of, best in ((in_eights, 8), (exactly, 1)):
+        # The second of two rounds is slow, and the least of them counts.
+        measured = [lambda sizes, time_of=time_of: [(time_of(size), 1e12) for size in sizes]]
+        assert best_multiple(offer.structure, 3, measured[0]) == best
 
 
 def test_a_table_comes_back_as_it_was_written(table, tmp_path):
     write_latency_table(tmp_path / "t.json", table)
     assert read_latency_table(tmp_path / "t.json") == table
+
+
+def test_a_table_of_an_earlier_version_is_read_as_it_is(table, tmp_path):
+    """Its sizes were measured once each: there are no rounds in it."""
+    write_latency_table(tmp_path / "t.json", table)
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert written.pop("rounds") == [list(rounds) for rounds in table.rounds]
+    (tmp_path / "t.json").write_text(json.dumps(written | {"format": 1}))
+    assert read_latency_table(tmp_path / "t.json") == replace(table, rounds=())
 
 
 def test_a_table_of_another_device_is_refused_by_name(table, tmp_path):
@@ -138,7 +227,7 @@ def test_a_table_of_another_device_is_refused_by_name(table, tmp_path):
     [
         ("", "no latency table"),
         ("[]", "no latency table"),
-        ('{"format": 2}', "its format is 2, read is 1"),
+        ('{"format": 3}', "its format is 3, .* reads 1 and 2; measure it anew"),
         ('{"format": 1}', "it has no 'structure'"),
         (
             '{"format": 1, "structure": "ab", "points": [], "multiple": 1, "device": {}}',
@@ -186,8 +275,17 @@ def test_the_command_writes_what_adapt_takes(offer, few_sizes, tmp_path):
     table = read_latency_table(tmp_path / "t.json")
     assert [tuple(point) for point in told["points"]] == list(table.latency.points)
     assert told["structure"] == offer.structure.digest
+    assert tuple(map(tuple, told["rounds"])) == table.rounds
     shown = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "t.json")], catch_exceptions=False)
     assert "Widths are best in multiples of" in shown.stdout
+    rounds = read_latency_table(tmp_path / "t.json").rounds
+    assert f"{min(rounds[0]):.3g} to {max(rounds[0]):.3g}" in shown.stdout
+
+
+def test_rounds_that_differ_much_are_told(table):
+    assert _unrest(table) == ""
+    restless = replace(table, rounds=((1.0, 1.4, 1.5), (2.5, 5.0, 6.0)))
+    assert "up to 2.0 times" in _unrest(restless)
 
 
 @pytest.fixture
@@ -210,7 +308,7 @@ def test_a_device_measures_what_it_exports_by_onnxruntime(
     table = read_latency_table(tmp_path / "t.json")
     assert table.device == Device.here(version_of("onnxruntime"), torch.get_num_threads())
     assert [flops for flops, _ in table.latency.points] == [
-        offer.structure.flops(counts_at(offer.structure, ratio, 8), 3) for ratio in (0.3, 1.0)
+        offer.structure.flops(size.counts, size.classes) for size in sizes_of(offer.structure, 3, 8)
     ]
     assert all(time > 0 for _, time in table.latency.points)
     assert list(passing.iterdir()) == []

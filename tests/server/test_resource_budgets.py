@@ -1,6 +1,7 @@
 """Budgets of operations, bytes and milliseconds: none is ever exceeded, and what can be used is."""
 
 import time
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -153,10 +154,48 @@ def test_the_residual_stream_is_cut_only_where_the_internal_units_alone_are_not_
 @pytest.mark.parametrize("name", LIMITS)
 def test_what_nothing_fits_is_told_with_what_the_smallest_needs(name):
     structure = structure_of("resnet18")
-    table = table_of(structure)
-    tiny = {"latency_ms": 1e-6, "latency": table} if name == "latency_ms" else {name: 1}
+    least = structure.flops(structure.smallest, CLASSES)
+    reaching_below = LatencyTable(structure.digest, ((1, 0.5), (2 * least, 4.4445)))
+    tiny = {"latency_ms": 1.0, "latency": reaching_below} if name == "latency_ms" else {name: 1}
     with pytest.raises(BudgetError, match=r"smallest sub-network of resnet18 needs .* ask for at least"):
         allot(structure, Budget(**tiny), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "says", "enough"),
+    [
+        # Below the smallest: no budget at all. What it says is enough is rounded up to four digits.
+        (1.9, r"1\.9 ms; .* of 1,000 operations, takes 1\.924 ms: ask for at least that", 1.924),
+        # Beyond the largest, which was not the whole.
+        (28.7, r"28\.7 ms; .* of .* operations, takes 28\.66 ms, .* ask for at most that", 28.66),
+    ],
+)
+def test_a_time_outside_what_was_measured_is_refused_with_what_was(milliseconds, says, enough):
+    structure = structure_of("resnet18")
+    whole = structure.flops(classes=CLASSES)
+    table = LatencyTable(structure.digest, ((1000, 1.92345), (whole - 1, 28.6666)))
+    with pytest.raises(BudgetError, match=says) as told:
+        allot(structure, Budget(latency_ms=milliseconds, latency=table), CLASSES)
+    assert "measure anew with `maskvote-client benchmark`" in str(told.value)
+    Budget(latency_ms=enough, latency=table)
+    if enough > 20:
+        assert allot(structure, Budget(latency_ms=enough, latency=table), CLASSES) != structure.sizes
+
+
+def test_more_time_than_the_whole_takes_gives_the_whole():
+    structure = structure_of("resnet18")
+    table = table_of(structure)
+    assert allot(structure, Budget(latency_ms=10 * table.most, latency=table), CLASSES) == structure.sizes
+
+
+def test_headroom_allows_as_much_time_as_was_measured_and_no_more():
+    structure = structure_of("resnet18")
+    whole = structure.flops(classes=CLASSES)
+    table = LatencyTable(structure.digest, ((1000, 2.0), (whole // 2, 10.0)))
+    budget = Budget(latency_ms=4.0, latency=table, headroom=4.0)
+    assert budget.while_adapting.latency_ms == 10.0
+    assert replace(budget, headroom=1.5).while_adapting.latency_ms == 6.0
+    allot(structure, budget.while_adapting, CLASSES)
 
 
 def test_a_table_of_another_structure_or_of_larger_networks_alone_is_refused():
