@@ -17,6 +17,7 @@ import timm
 from common.backbone import Backbone
 from common.budget import Budget
 from common.exchange import Assignment, Contribution, TaskDescription
+from common.half_precision import in_half_precision
 from common.importance import magnitude
 from common.mask import Mask
 from common.proto_codec import encode_assignment, encode_contribution, encode_task_description
@@ -45,7 +46,7 @@ def measure(model: str, keep_ratio: float) -> dict[str, object]:
         Budget(keep_ratio=keep_ratio),
     )
     contribution = Contribution("0" * 32, mask, 0.5, 0.6, 50)
-    subnetwork = SubNetwork.of(backbone, weights, mask)
+    subnetwork = SubNetwork.of(backbone, in_half_precision(weights), mask)
     message, payload = encode_assignment(
         Assignment("0" * 32, CLASSES, "smsp", "vote", mask, counts, 0, (), subnetwork)
     )

@@ -17,13 +17,15 @@ from common.backbone import Backbone, Weights
 from common.errors import InputError, MismatchError, WeightsError
 from common.files import Data
 from common.finite import is_finite
+from common.half_precision import in_single_precision
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.selection import Selection
 from common.structure import Structure
 from common.tensor_file import Kind, blank_file, read_tensors, write_tensors
 
-FORMAT = "1"
+SINGLE, HALF = "1", "2"
+"""The formats of files: all tensors are float32, or some are float16. Both are read."""
 HEALED = "1"
 """What a file says of tensors that are healed; of others it says nothing."""
 
@@ -55,9 +57,10 @@ def masked(weights: Weights, mask: Mask) -> dict[str, Tensor]:
 class SubNetwork:
     """What travels: the backbone's description, the mask that cut it, and the tensors left.
 
-    The classifier stays behind: a device's classes are its own. The tensors are for one network,
-    which takes them as they are (see `network`). `healed` is whether they have been taught to give the
-    whole backbone's features.
+    The classifier stays behind: a device's classes are its own. Tensors are float32, or float16 where
+    that took half the bytes on the way (common/half_precision.py). They are for one network, which
+    takes those of float32 as they are (see `network`). `healed` is whether they have been taught to
+    give the whole backbone's features.
     """
 
     backbone: Backbone
@@ -71,15 +74,15 @@ class SubNetwork:
     def of(cls, backbone: Backbone, weights: Weights, mask: Mask, *, healed: bool = False) -> SubNetwork:
         """The sub-network that a mask cuts out of the backbone's weights, which stay as they are.
 
-        Every tensor is selected straight into its place in the file that `to_bytes` gives; on another
-        device than the CPU, it is selected there.
+        Every tensor is selected straight into its place in the file that `to_bytes` gives, in its own
+        precision; on another device than the CPU, it is selected there.
         """
         left = backbone.without_classifiers(weights)
         if not all(tensor.is_cpu for tensor in left.values()):
             return cls(backbone, mask, cut(left, mask), healed)
         selection = Selection(mask)
         kinds = {name: Kind(v.dtype, selection.shape(name, v.shape)) for name, v in left.items()}
-        data, places = blank_file(kinds, _metadata(backbone, mask, healed))
+        data, places = blank_file(kinds, _metadata(backbone, mask, healed, left))
         with torch.no_grad():
             for name, place in places.items():
                 selection.of(name, left[name], place)
@@ -88,11 +91,12 @@ class SubNetwork:
     def network(self, num_classes: int) -> nn.Module:
         """The network, with a classifier of zeros for so many classes; evaluation mode.
 
-        It holds these very tensors, as a device has no room for them twice: training it changes the
-        sub-network, and with that every other network made of it. Raises WeightsError where a tensor
-        is missing, unknown, or not of the shape and dtype that the mask leaves of the backbone's.
+        It computes in float32. It holds these very tensors, but for those of float16, as a device has no
+        room for them twice: training it changes the sub-network, and with that every other network made
+        of it. Raises WeightsError where a tensor is missing, unknown, or not of the shape and dtype that
+        the mask leaves of the backbone's.
         """
-        return rebuild(self.backbone, self.weights, num_classes, self.mask)
+        return rebuild(self.backbone, in_single_precision(self.weights), num_classes, self.mask)
 
     @property
     def parameters(self) -> int:
@@ -107,7 +111,8 @@ class SubNetwork:
         """
         if self._file is not None:
             return self._file
-        return write_tensors(self.weights, _metadata(self.backbone, self.mask, self.healed))
+        words = _metadata(self.backbone, self.mask, self.healed, self.weights)
+        return write_tensors(self.weights, words)
 
     @classmethod
     def from_bytes(cls, data: Data, structure: Structure) -> SubNetwork:
@@ -119,10 +124,10 @@ class SubNetwork:
         a file of another structure, and InputError on a mask or a backbone that is none.
         """
         weights, header = read_tensors(data)
-        if header.get("maskvote") != FORMAT:
+        if header.get("maskvote") not in (SINGLE, HALF):
             raise WeightsError(
                 f"the file is of format {header.get('maskvote')!r}, not a sub-network of format "
-                f"{FORMAT!r}; ask the server again"
+                f"{SINGLE!r} or {HALF!r}; ask the server again, with its version of maskvote"
             )
         if header.get("structure") != structure.digest:
             raise MismatchError(
@@ -141,9 +146,10 @@ class SubNetwork:
         return cls(backbone, mask, weights, header.get("healed") == HEALED)
 
 
-def _metadata(backbone: Backbone, mask: Mask, healed: bool) -> dict[str, str]:
+def _metadata(backbone: Backbone, mask: Mask, healed: bool, weights: Weights) -> dict[str, str]:
+    halved = any(tensor.dtype == torch.float16 for tensor in weights.values())
     words = {
-        "maskvote": FORMAT,
+        "maskvote": HALF if halved else SINGLE,
         "backbone": backbone.to_json(),
         "structure": mask.structure.digest,
         "mask": base64.b64encode(mask.pack()).decode(),

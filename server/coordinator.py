@@ -21,6 +21,7 @@ from common.exchange import (
     Receipt,
     TaskDescription,
 )
+from common.half_precision import in_half_precision
 from common.importance import magnitude
 from common.mask import Mask
 from common.subnetwork import SubNetwork
@@ -57,7 +58,8 @@ class Coordinator:
         """
         check_weights(weights, library.weights_digest)
         self._library = library
-        self._weights = weights
+        # As they travel, rounded once: cutting then moves half the bytes, and every network agrees.
+        self._weights = in_half_precision(library.offer.backbone.without_classifiers(weights))
         self._healed = healed
         self._healer = healer
         self._settings = settings or VotingSettings()
@@ -165,7 +167,8 @@ class Coordinator:
         return None if self._healed.has_network(mask) else self._healer.request(mask, seconds)
 
     def cut(self, mask: Mask) -> SubNetwork:
-        """The best sub-network of a mask that there is now, without waiting for a better one.
+        """The best sub-network of a mask that there is now, in half precision, without waiting for a
+        better one.
 
         The one that was healed for this very mask, else what the mask cuts out of the healed backbone
         if that was healed for about this share of units, else out of the backbone.
@@ -173,10 +176,10 @@ class Coordinator:
         backbone = self._offer.backbone
         if self._healed is not None:
             if (own := self._healed.network(mask)) is not None:
-                return SubNetwork(backbone, mask, own, healed=True)
+                return SubNetwork(backbone, mask, in_half_precision(own), healed=True)
             healed = self._healed.backbone()
             if healed is not None and healed.covers(mask.density):
-                return SubNetwork.of(backbone, healed.weights, mask, healed=True)
+                return SubNetwork.of(backbone, healed.halved, mask, healed=True)
         return SubNetwork.of(backbone, self._weights, mask)
 
     def edition(self, mask: Mask) -> str:

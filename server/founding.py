@@ -14,13 +14,14 @@ from common.budget import Budget
 from common.errors import UnsupportedModel
 from common.exchange import Offer
 from common.fitting import all_features, recalibrate_batch_norm
+from common.half_precision import in_half_precision
 from common.images import LabelledImages
 from common.importance import magnitude
 from common.mask import Mask
 from common.probe import Probe
 from common.rebuild import rebuild
 from common.structure import Kind
-from common.subnetwork import SubNetwork
+from common.subnetwork import SubNetwork, cut
 from common.task_data import Task
 from common.tuning_settings import FineTuneSettings, PruningSettings
 from server.admission import check_contributor, check_weights
@@ -68,13 +69,18 @@ def found_library(
 def make_probe(
     backbone: Backbone, weights: Weights, mask: Mask, images: LabelledImages, seed: int
 ) -> Probe:
-    """The sub-network of a mask, its batch norm and its center set on the operator's images."""
-    network = SubNetwork.of(backbone, weights, mask).network(num_classes=1)
+    """The sub-network of a mask, its batch norm and its center set on the operator's images.
+
+    Its weights are in half precision before anything is computed with them, so that they are the same
+    on all devices, and so are the signatures.
+    """
+    left = in_half_precision(cut(backbone.without_classifiers(weights), mask))
+    network = SubNetwork(backbone, mask, left).network(num_classes=1)
     generator = torch.Generator().manual_seed(seed)
     recalibrate_batch_norm(network, images, generator, count=1024)
     center = all_features(network, images).mean(0).numpy()
-    left = backbone.without_classifiers(network.state_dict())
-    return Probe(SubNetwork(backbone, mask, left), center)
+    fitted = in_half_precision(backbone.without_classifiers(network.state_dict()))
+    return Probe(SubNetwork(backbone, mask, fitted), center)
 
 
 def seed_library(

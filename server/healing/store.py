@@ -17,7 +17,8 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from torch import Tensor
 from common.backbone import Backbone, Weights, weights_digest
 from common.errors import InputError, MismatchError, WeightsError
 from common.files import read_whole, write_whole
+from common.half_precision import in_half_precision
 from common.mask import Mask
 from common.selection import Selection
 from common.structure import Structure
@@ -70,10 +72,16 @@ class HealedBackbone:
         """Whether it was healed for masks that keep about this share of units."""
         return self.low / BEYOND <= share <= self.high * BEYOND
 
+    @cached_property
+    def halved(self) -> Weights:
+        """The weights as they travel, see `common.half_precision`."""
+        return in_half_precision(self.weights)
+
     @property
     def facts(self) -> dict[str, Any]:
         """All but the weights."""
-        return {name: value for name, value in vars(self).items() if name != "weights"}
+        names = [field.name for field in fields(self) if field.name != "weights"]
+        return {name: getattr(self, name) for name in names}
 
 
 class HealedStore:

@@ -84,7 +84,7 @@ def test_another_process_and_another_server_go_on_with_a_download(
     description, downloads = request_of(WHOLE), tmp_path / "downloads"
     with (
         running_server(library, weights) as port,
-        FlakyProxy(port, Fault("cut", 10**6)) as proxy,
+        FlakyProxy(port, Fault("cut", 6 * 10**5)) as proxy,
         pytest.raises(UnavailableError),
     ):
         fetched(proxy.port, downloads, description)
@@ -124,7 +124,7 @@ def test_what_is_garbled_on_its_way_or_on_the_disk_is_fetched_once_more(served, 
 def test_progress_tells_bytes_from_where_it_goes_on(served, whole, tmp_path):
     description, network, _ = whole
     told = []
-    with FlakyProxy(served, Fault("cut", 10**6)) as proxy:
+    with FlakyProxy(served, Fault("cut", 6 * 10**5)) as proxy:
         for _ in range(2):
             try:
                 fetched(proxy.port, tmp_path / "d", description, transfer=lambda *now: told.append(now))

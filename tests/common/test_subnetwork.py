@@ -18,9 +18,11 @@ from toys import Example, example, outputs, random_mask
 
 from common.backbone import features
 from common.errors import InputError, MaskError, MismatchError, WeightsError
+from common.half_precision import in_half_precision
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.subnetwork import SubNetwork, cut, masked
+from common.tensor_file import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -290,12 +292,44 @@ def test_a_subnetwork_is_the_same_after_a_journey_as_bytes(model):
     assert sent.parameters == fresh
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_convnext"])
+def test_a_network_in_half_precision_takes_half_the_bytes_and_computes_in_float32(model):
+    whole = example(model)
+    mask = random_mask(whole.structure, 0.3)
+    single = SubNetwork.of(whole.backbone, whole.weights, mask)
+    half = SubNetwork.of(whole.backbone, in_half_precision(whole.weights), mask)
+    sent = bytes(half.to_bytes())
+    assert 0.5 <= len(sent) / len(single.to_bytes()) < 0.75
+    received = SubNetwork.from_bytes(sent, whole.structure)
+    assert same(received.weights, half.weights)
+    assert bytes(received.to_bytes()) == sent
+    network = received.network(3)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    images = torch.randn(2, *whole.backbone.input_size)
+    with torch.no_grad():
+        expected, found = features(single.network(3), images), features(network, images)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+    # What is trained are the network's own numbers: another one starts from what was sent.
+    halved = next(name for name, tensor in received.weights.items() if tensor.dtype == torch.float16)
+    with torch.no_grad():
+        network.get_parameter(halved).fill_(7)
+    assert bytes(received.to_bytes()) == sent
+
+
+def test_a_file_says_whether_it_is_in_half_precision(ours, subnetwork):
+    """So that versions that read only float32 refuse it by name."""
+    halved = SubNetwork(ours.backbone, subnetwork.mask, in_half_precision(subnetwork.weights))
+    for network, word in ((subnetwork, "1"), (halved, "2")):
+        _, header = read_tensors(network.to_bytes())
+        assert header["maskvote"] == word
+
+
 @pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224"])
 def test_at_a_tenth_of_the_units_names_and_header_are_at_most_two_percent_of_the_bytes(model):
     whole = example(model, 64)
     structure = whole.structure.only(["internal"])
     mask = random_mask(structure, 0.1)
-    sent = SubNetwork.of(whole.backbone, whole.weights, mask)
+    sent = SubNetwork.of(whole.backbone, in_half_precision(whole.weights), mask)
     payload = sum(t.numel() * t.element_size() for t in sent.weights.values())
     assert payload < len(sent.to_bytes()) <= 1.02 * payload
 
@@ -369,7 +403,9 @@ def test_a_tensor_of_another_shape_or_dtype_never_reaches_a_forward(model):
     sent = SubNetwork.of(whole.backbone, whole.weights, mask)
     for name, tensor in list(sent.weights.items())[::5]:
         others = [torch.cat([tensor, tensor], dim) for dim in range(tensor.ndim)]
-        for other in (*others, tensor[None].clone(), tensor.to(torch.float16)):
+        # float16 is for tensors of two dimensions or more.
+        dtype = torch.float16 if tensor.ndim < 2 else torch.bfloat16
+        for other in (*others, tensor[None].clone(), tensor.to(dtype)):
             forged = SubNetwork(whole.backbone, mask, {**sent.weights, name: other})
             with pytest.raises(WeightsError, match=re.escape(name)):
                 SubNetwork.from_bytes(forged.to_bytes(), mask.structure).network(3)
@@ -411,8 +447,8 @@ def test_a_foreign_safetensors_file_is_refused(ours):
 
 
 def test_a_file_of_another_format_is_refused_by_name(ours, data):
-    with pytest.raises(WeightsError, match="format '2'"):
-        SubNetwork.from_bytes(with_header(data, maskvote="2"), ours.structure)
+    with pytest.raises(WeightsError, match="format '3', not a sub-network of format '1' or '2'"):
+        SubNetwork.from_bytes(with_header(data, maskvote="3"), ours.structure)
 
 
 def test_a_subnetwork_of_another_structure_is_refused_with_both_digests(ours, data):

@@ -14,6 +14,7 @@ from common.backbone import weights_digest
 from common.budget import Budget
 from common.errors import BudgetError, InputError, MismatchError
 from common.exchange import METHODS, Contribution, TaskDescription
+from common.half_precision import in_half_precision
 from common.importance import magnitude
 from common.mask import Mask
 from common.signature import TaskSignature
@@ -93,7 +94,7 @@ def test_neighbours_are_the_nearest_with_the_nearest_first_and_no_more_than_set(
 
 def test_what_is_sent_is_cut_by_the_mask_from_the_librarys_backbone(coordinator, offer, weights):
     sent = coordinator.assign(ask(offer, 1, Budget(keep_ratio=0.3))).subnetwork
-    expected = SubNetwork.of(offer.backbone, weights, sent.mask)
+    expected = SubNetwork.of(offer.backbone, in_half_precision(weights), sent.mask)
     assert sent.weights.keys() == expected.weights.keys()
     assert all(torch.equal(sent.weights[name], expected.weights[name]) for name in expected.weights)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from glyph_tasks import glyph_backbone, glyph_images, glyph_task
 from random_weights import random_weights
 
@@ -112,6 +113,16 @@ def test_the_probes_center_is_the_mean_feature_of_the_operators_images(library, 
     norms = [tensor for name, tensor in probe.subnetwork.weights.items() if "running_mean" in name]
     assert norms
     assert all(norm.abs().sum() > 0 for norm in norms)
+
+
+def test_the_probe_is_in_half_precision_and_half_as_large(library):
+    """Its tensors of two dimensions or more: all devices compute with the very same numbers."""
+    probe = library.offer.probe
+    dtypes = {(t.ndim >= 2, t.dtype) for t in probe.subnetwork.weights.values() if t.is_floating_point()}
+    assert dtypes == {(True, torch.float16), (False, torch.float32)}
+    numbers = sum(tensor.numel() for tensor in probe.subnetwork.weights.values())
+    assert len(probe.to_bytes()) < 3.2 * numbers
+    assert {p.dtype for p in probe.network.parameters()} == {torch.float32}
 
 
 def test_the_probe_is_the_same_after_opening_the_library_again(path, library, tasks):

@@ -10,6 +10,7 @@ from healing_tasks import healed_backbone, mask_of
 
 from common.backbone import weights_digest
 from common.budget import Budget
+from common.half_precision import in_half_precision
 from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
@@ -46,7 +47,8 @@ def healed(weights, backbone):
 
 
 def holds(network: SubNetwork, tensors) -> bool:
-    return all(torch.equal(tensor, tensors[name]) for name, tensor in network.weights.items())
+    sent = in_half_precision(tensors)
+    return all(torch.equal(tensor, sent[name]) for name, tensor in network.weights.items())
 
 
 def test_the_best_that_there_is_is_cut_without_a_restart(coordinator, store, healed, weights, structure):
