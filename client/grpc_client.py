@@ -15,6 +15,7 @@ from grpc import StatusCode
 from client.adapt import check_timm
 from client.download import DamagedDownload, Download
 from client.patience import DEFAULT_SECONDS, Patience, Tell
+from client.probe_cache import ProbeCache
 from common.errors import MaskvoteError, MismatchError, UnavailableError
 from common.exchange import Assignment, Contribution, Offer, Receipt, TaskDescription, Terms
 from common.grpc_channel import Connection, refusal_of
@@ -81,7 +82,8 @@ class RemoteCoordinator:
     A call that fails for want of a server or a network is made again until it has failed for
     `patience_seconds`, which every part of a download renews; `tell` hears why. What is downloaded lies
     in the directory `downloads`, where another process finds it and goes on. With `known`, the offer of
-    an earlier time, MismatchError is raised if the server's is another one by now. For one thread.
+    an earlier time, MismatchError is raised if the server's is another one by now. A probe that is in
+    `probes` is not downloaded. For one thread.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class RemoteCoordinator:
         downloads: Path,
         *,
         known: Offer | None = None,
+        probes: ProbeCache | None = None,
         patience_seconds: float = DEFAULT_SECONDS,
         stalled_seconds: float = STALLED_SECONDS,
         transfer: Transfer = lambda what, done, total: None,
@@ -98,6 +101,7 @@ class RemoteCoordinator:
         self._connection = connection
         self._downloads = downloads
         self._known = known
+        self._probes = probes or ProbeCache(None)
         self._patience = Patience(patience_seconds, tell)
         self._stalled_seconds = stalled_seconds
         self._transfer = transfer
@@ -128,9 +132,7 @@ class RemoteCoordinator:
         """
         if self._offer is None:
             message, _, _ = self._welcomed()
-            with self._download("probe", "probe") as download:
-                self._fetch("FetchProbe", encode_fetch_probe, download, announced_probe(message))
-                self._offer = decode_offer(message, download.read())
+            self._offer = decode_offer(message, self._probe(announced_probe(message)))
         return self._offer
 
     def assign(self, task: TaskDescription) -> Assignment:
@@ -166,6 +168,16 @@ class RemoteCoordinator:
             check_timm(structure)
             self._welcome = message, terms, structure
         return self._welcome
+
+    def _probe(self, announced: Announced) -> memoryview:
+        """The probe's file: the one that was kept, or downloaded, and kept for the next time."""
+        if (kept := self._probes.get(announced)) is not None:
+            return kept
+        with self._download("probe", "probe") as download:
+            self._fetch("FetchProbe", encode_fetch_probe, download, announced)
+            data = download.read()
+        self._probes.put(announced, data)
+        return data
 
     def _check_known(self, structure: Structure, probe: str) -> None:
         if self._known is None:

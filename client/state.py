@@ -73,6 +73,9 @@ RECOVERY = {
 """What to do about a file that cannot be used. All but the request can be had again at no cost."""
 NAMES = {*RECOVERY, LOCK, TUNING}
 
+PROBE_BYTES = "probe_bytes"
+"""The name, among the settings, of how many bytes of the probe were downloaded."""
+
 UNTOLD = {"seed", "iterations", "learning_rate"}
 """Settings that the server is told nothing of: they may change until there is a contribution."""
 
@@ -239,8 +242,17 @@ class State:
 
     @property
     def bytes_down(self) -> dict[str, int]:
-        """Bytes of the messages that the server sends, probe and network too, of those that are there."""
-        return self._content_bytes({"offer and probe": OFFER, "network": ASSIGNMENT, "receipt": RECEIPT})
+        """Bytes of the messages that the server sends, probe and network too, of those that are there.
+
+        The probe counts as far as it was downloaded: not at all where it was kept from an earlier time.
+        """
+        known = self._json(SETTINGS, lambda text: dict(text)) or {}
+        came: dict[str, int] = {}
+        if self._any_of(OFFER):
+            offer, probe = (len(part) for part in unseal(self.directory / OFFER))
+            # States of earlier versions do not say: they have downloaded it.
+            came = {"offer": offer, "probe": known.get(PROBE_BYTES, probe)}
+        return came | self._content_bytes({"network": ASSIGNMENT, "receipt": RECEIPT})
 
     def keep(self, step: Step) -> Step:
         """Write what a step came to; what was downloaded for it is not needed any more.
@@ -250,6 +262,7 @@ class State:
         match step:
             case Offer():
                 self._check_offer(step)
+                self._note_probe()
                 self._seal(OFFER, *encode_offer(step))
             case TaskDescription():
                 self._seal(REQUEST, encode_task_description(step))
@@ -271,6 +284,12 @@ class State:
                 f"the server offers probe {offer.probe.digest}, {self.directory / REQUEST} was made with "
                 f"{request.signature.probe}; go on with the server it began with, or {BEGIN_AGAIN}"
             )
+
+    def _note_probe(self) -> None:
+        """Remember how much of the probe was downloaded, which is still here if it was."""
+        fetched = sum(path.stat().st_size for path in partial_files(self.directory, "probe"))
+        known = self._json(SETTINGS, lambda text: dict(text)) or {}
+        self._write_json(SETTINGS, {**known, PROBE_BYTES: fetched})
 
     def _keep_adaptation(self, adaptation: Adaptation) -> None:
 

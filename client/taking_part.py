@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 from client.adapt import Adaptation, adapt, check_timm, describe, generator_of
 from client.disclosure import warning_of
 from client.grpc_client import RemoteCoordinator
+from client.probe_cache import ProbeCache
 from client.state import Setting, State
 from client.task_options import Asked, Server
 from common.budget import LatencyTable, check_feasible
@@ -234,6 +235,7 @@ def _reached(server: Server, state: State) -> Iterator[tuple[RemoteCoordinator, 
             server.connection,
             state.directory,
             known=state.offer,
+            probes=ProbeCache.of_user(bars.tell),
             patience_seconds=server.patience_seconds,
             transfer=bars.transfer,
             tell=bars.tell,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,18 +22,16 @@ import timm
 import torch
 
 import common
-from common import user_directories
 from common.backbone import Backbone
 from common.errors import InputError, MismatchError, UnsupportedModel
 from common.files import read_whole, write_whole
 from common.proof import Outcome, Proof, Verdict, prove
 from common.structure import Kind, Structure
 from common.system_errors import pass_on
+from common.user_directories import CACHE_VARIABLE, maskvote_cache
 from server.settings import PROOF_SECONDS
 
 FORMAT = 1
-CACHE_VARIABLE = "MASKVOTE_CACHE"
-"""The environment variable that names the cache directory."""
 TABLE_CLASSES = 1000
 """Classes that tables are made with: groups depend on no number of classes, and costs leave it open."""
 
@@ -159,14 +156,11 @@ def proved_table(
 
 
 def cache_directory() -> Path | None:
-    """Where tables are kept: $MASKVOTE_CACHE, else maskvote/structures in the user's cache.
+    """Where tables are kept: structures in $MASKVOTE_CACHE, else in maskvote in the user's cache.
 
     None for a user who has no home.
     """
-    if own := os.environ.get(CACHE_VARIABLE):
-        return Path(own)
-    users = user_directories.cache_directory()
-    return None if users is None else users / "maskvote" / "structures"
+    return maskvote_cache("structures")
 
 
 @cache

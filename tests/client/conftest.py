@@ -1,6 +1,7 @@
 """A device's images, and a library that its server holds: empty, so that importance decides."""
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from client.adapt import describe
 from client.cli import main
 from common.backbone import weights_digest
 from common.task_data import Task, load_folder
+from common.user_directories import maskvote_cache
 from server.library import Library
 
 
@@ -23,6 +25,12 @@ def _servers_say_nothing():
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def _no_probe_is_kept_yet():
+    """A test's downloads are the same alone and after any other, in processes of their own too."""
+    shutil.rmtree(maskvote_cache("probes"), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

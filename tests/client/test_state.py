@@ -16,6 +16,7 @@ from common.errors import InputError, MismatchError
 from common.exchange import Receipt
 from common.fine_tune import FineTuneSettings
 from common.probe import Probe
+from common.proto_codec import encode_offer
 from common.subnetwork import SubNetwork
 from server.coordinator import Coordinator
 
@@ -105,8 +106,25 @@ def test_bytes_are_those_of_messages_and_their_payloads(directory):
 
     with State(directory) as state:
         assert list(state.bytes_up.values()) == [content("request"), content("contribution")]
-        downloads = ("offer", "assignment", "receipt")
-        assert list(state.bytes_down.values()) == [content(name) for name in downloads]
+        down = state.bytes_down
+        assert list(down) == ["offer", "probe", "network", "receipt"]
+        assert (down["network"], down["receipt"]) == (content("assignment"), content("receipt"))
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+def test_a_probe_counts_as_far_as_it_was_downloaded(tmp_path, offer, fetched):
+    """A kept one does not; and states of earlier versions, which do not say, have downloaded it."""
+    message, probe = encode_offer(offer)
+    with State(tmp_path / "state") as state:
+        state.remember(keep_ratio=0.3)
+        if fetched:
+            (state.directory / f"probe.{'a' * 64}.part").write_bytes(probe)
+        state.keep(offer)
+        assert state.bytes_down == {"offer": len(message), "probe": len(probe) if fetched else 0}
+    settings = state.directory / "settings.json"
+    settings.write_text('{"keep_ratio": 0.3}')
+    with State(state.directory) as state:
+        assert state.bytes_down == {"offer": len(message), "probe": len(probe)}
 
 
 def test_only_its_owner_may_read_it(directory):
@@ -238,7 +256,7 @@ def test_bytes_of_what_is_lost_are_not_told(directory):
         (directory / name).unlink()
     with State(directory) as state:
         assert list(state.bytes_up) == ["mask and accuracies"]
-        assert list(state.bytes_down) == ["offer and probe", "receipt"]
+        assert list(state.bytes_down) == ["offer", "probe", "receipt"]
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
@@ -263,4 +281,8 @@ def test_a_download_ends_when_its_step_is_kept(tmp_path, done):
     with State(tmp_path / "state") as state:
         (state.directory / f"probe.{'0' * 64}.part").write_bytes(b"some of it")
         state.keep(done["offer"])
-        assert sorted(path.name for path in state.directory.iterdir()) == ["lock", "offer"]
+        assert sorted(path.name for path in state.directory.iterdir()) == [
+            "lock",
+            "offer",
+            "settings.json",
+        ]

@@ -133,7 +133,7 @@ def test_a_damaged_cache_is_a_warning_and_changes_nothing(inspect, tmp_path, mon
     monkeypatch.setenv("MASKVOTE_CACHE", str(tmp_path))
     words = ("test_resnet", "--image-size", "32", "--json")
     first = json.loads(inspect(*words)[1])
-    (path,) = tmp_path.iterdir()
+    (path,) = (tmp_path / "structures").iterdir()
     path.write_bytes(path.read_bytes()[:1000])
     status, printed, _ = inspect(*words)
     assert status == 0

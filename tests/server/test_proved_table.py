@@ -331,7 +331,7 @@ def test_a_model_that_cannot_be_run_is_told_in_a_sentence(tmp_path, tiny, monkey
 
 def test_the_directory_is_the_variables_else_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("MASKVOTE_CACHE", str(tmp_path / "own"))
-    assert cache_directory() == tmp_path / "own"
+    assert cache_directory() == tmp_path / "own" / "structures"
     monkeypatch.delenv("MASKVOTE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_directory() == tmp_path / "xdg" / "maskvote" / "structures"
