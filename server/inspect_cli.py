@@ -86,7 +86,7 @@ def inspect(
 ) -> None:
     """Show what of a timm MODEL can be cut: proved groups, what a unit costs, what is frozen and why.
 
-    What is proved once is kept in a cache ($MASKVOTE_CACHE, else ~/.cache/maskvote/structures).
+    What is proved once is kept in ~/.cache/maskvote/structures ($MASKVOTE_CACHE/structures).
 
     Examples: maskvote-server inspect vit_tiny_patch16_224;
     maskvote-server inspect --all 'resnet*' --jobs 2 --out resnets.jsonl
