@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from client.artefacts.runnable import onnx_logits, onnx_session, version_of
 from client.export import SavedNetwork, checked_graph
-from client.isotonic import isotonic
 from client.latency_table import Device, MeasuredTable
 from common.backbone import Backbone
 from common.budget import Counts, LatencyTable
@@ -70,7 +70,7 @@ def benchmark(
     The smallest sub-network and the whole backbone are measured, and sizes evenly in between; the whole
     also with as many classes as a task may have, so that the table covers every task. What else the
     device does only ever adds to a run, and for a while: so the sizes take turns in several rounds, and
-    the least of a size counts. The table is the rising curve that is nearest to these times.
+    the least of a size counts (see `rising`).
 
     What the device's kernels like is found first: the multiple of channels at which an operation takes
     least time. No weights of the backbone are needed: they are drawn at random. The networks of all sizes
@@ -92,7 +92,7 @@ def benchmark(
     turns.are_left(len(sizes))
     rounds = measured(sizes)
     operations = [structure.flops(size.counts, size.classes) for size in sizes]
-    times = isotonic([min(of_size) for of_size in rounds])
+    times = rising([min(of_size) for of_size in rounds])
     table = LatencyTable(structure.digest, tuple(zip(operations, times, strict=True)))
     device = Device.here(runtime.version(), torch.get_num_threads())
     return MeasuredTable(table, multiple, device, tuple(rounds))
@@ -127,6 +127,15 @@ def in_rounds(runs: Sequence[Run], tick: Callable[[], None] = lambda: None) -> l
             times[at].append(1000 * min(_seconds(runs[at])))
             tick()
     return [tuple(of_run) for of_run in times]
+
+
+def rising(times: Sequence[float]) -> tuple[float, ...]:
+    """The times of networks of rising size, none of them slower than a larger one.
+
+    A network that was slower than a larger one was disturbed by other work, which never makes one
+    faster: it takes the time of the fastest larger one at most. Times that rise already stay.
+    """
+    return tuple(accumulate(reversed(times), min))[::-1]
 
 
 def best_multiple(structure: Structure, classes: int, measured: Measure) -> int:

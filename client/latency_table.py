@@ -45,8 +45,8 @@ class Device:
 class MeasuredTable:
     """A latency table, the multiple of channels that this device's kernels like, and where that holds.
 
-    `rounds` are the milliseconds that were measured for each of the table's points, round by round; the
-    table is the rising curve nearest to the least of each. Tables of earlier versions have none.
+    `rounds` are the milliseconds that were measured for each of the table's points, round by round: the
+    table is made of the least of each, so that it rises. Tables of earlier versions have none.
     """
 
     latency: LatencyTable

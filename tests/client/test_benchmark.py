@@ -12,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from glyph_tasks import glyph_backbone
+from hypothesis import given
+from hypothesis import strategies as st
 from random_weights import random_weights
 
 from client import benchmark as settings
@@ -28,6 +30,7 @@ from client.benchmark import (
     counts_at,
     in_rounds,
     random_network,
+    rising,
     sizes_of,
 )
 from client.benchmark_cli import _unrest
@@ -147,18 +150,37 @@ def test_all_runs_take_turns_and_each_round_is_kept(monkeypatch):
     assert times[1][1] > 50 > 2 * min(times[1])
 
 
-def test_a_size_that_fell_is_drawn_to_a_curve_that_rises(offer, few_sizes, monkeypatch):
-    """What is measured is 4, 2, 6 and 5 milliseconds: the table says 3, 3, 5.5 and 5.5."""
-    monkeypatch.setattr(settings, "SIZES", 3)
-    monkeypatch.setattr(
-        settings,
-        "in_rounds",
-        lambda runs, tick: [(time, time + 1) for time in (4.0, 2.0, 6.0, 5.0)[: len(runs)]],
-    )
-    monkeypatch.setattr(settings, "best_multiple", lambda structure, classes, measured: 1)
+@pytest.mark.parametrize(
+    ("measured", "counted"),
+    [
+        ((1.0, 2.0, 2.0, 3.0), (1.0, 2.0, 2.0, 3.0)),
+        # The second was disturbed: it is not slower than the third, which is larger.
+        ((1.0, 4.0, 2.0, 5.0), (1.0, 2.0, 2.0, 5.0)),
+        ((3.0, 4.0, 1.0), (1.0, 1.0, 1.0)),
+        ((28.7, 28.6, 10.9), (10.9, 10.9, 10.9)),
+        ((5.0,), (5.0,)),
+    ],
+)
+def test_no_network_counts_as_slower_than_a_larger_one(measured, counted):
+    assert rising(measured) == counted
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=12), st.lists(st.floats(0, 9), min_size=12))
+def test_what_other_work_adds_is_taken_off_as_far_as_a_larger_network_shows_it(times, added):
+    """Whatever is added, the curve lies between what is true and what was measured, and rises."""
+    true = sorted(times)
+    measured = [time + more for time, more in zip(true, added, strict=False)]
+    counted = rising(measured)
+    assert list(counted) == sorted(counted)
+    assert all(low <= it <= high for low, it, high in zip(true, counted, measured, strict=True))
+
+
+def test_the_table_holds_the_least_of_the_rounds_made_to_rise(offer, few_sizes, monkeypatch):
+    rounds = [(4.0, 5.0), (3.0, 2.0), (6.0, 7.0)]
+    monkeypatch.setattr(settings, "in_rounds", lambda runs, tick: rounds[: len(runs)])
     table = benchmark(offer.backbone, offer.structure, 3, RUNTIMES["torch"])
-    assert [time for _, time in table.latency.points] == [3.0, 3.0, 5.5, 5.5]
-    assert table.rounds == ((4.0, 5.0), (2.0, 3.0), (6.0, 7.0), (5.0, 6.0))
+    assert [time for _, time in table.latency.points] == [2.0, 2.0, 6.0]
+    assert table.rounds == tuple(rounds)
 
 
 def test_no_size_is_made_ready_twice(offer, monkeypatch):
