@@ -37,8 +37,8 @@ def show(
     width, console = terminal_width(), Console(width=UNLIMITED)
     columns = [printable(column) for column in columns]
     cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
-    for line in folded(printable(title), width):
-        _print(console, Text(line, style="bold"))
+    for part in folded(printable(title), width):
+        _print(console, Text(part, style="bold"))
     table = _table(columns, cells, {})
     if width is not None and _width(console, table) > width:
         narrower = _wrapped(console, columns, cells, width)
@@ -49,8 +49,8 @@ def show(
             console.print(narrower)
     else:
         console.print(table)
-    for line in folded(printable(caption), width) if caption is not None else ():
-        _print(console, Text(line, style="dim"))
+    for part in folded(printable(caption), width) if caption is not None else ():
+        _print(console, Text(part, style="dim"))
 
 
 def terminal_width() -> int | None:
