@@ -19,7 +19,10 @@ def place(tmp_path_factory) -> Path:
     """What is there after the guide; `log` is what the server said."""
     place = furnish(tmp_path_factory.mktemp("place"))
     # Else a probe of another guide's library could be this one's, and be kept already.
-    own = {"XDG_CONFIG_HOME": str(place / "config"), "MASKVOTE_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    own = {
+        "XDG_CONFIG_HOME": str(place / "config"),
+        "MASKVOTE_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
     with Terminal(place, {**ENVIRONMENT, **own}) as terminal:
         for block in with_free_ports(read_blocks(ROOT / "docs" / "deploy.md"), 7070, 9464):
             terminal.follow(block)
