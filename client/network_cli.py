@@ -11,10 +11,8 @@ import numpy as np
 from client.artefacts.card import card_path
 from client.artefacts.card_words import sentences_of
 from client.artefacts.evaluation import found_in
-from client.artefacts.exporting import Judges, export_artefact
 from client.artefacts.kinds import SUFFIXES, check_calibration, check_suffix
 from client.artefacts.runnable import open_artefact
-from client.export import load_network
 from client.saved_header import classes_of
 from common.command_line import progress, remark, show_json
 from common.errors import MismatchError
@@ -149,6 +147,9 @@ def export(
     if data is not None:
         classes, known = task_files(data).classes, classes_of(network_file)
         logit_of = _logits_of(classes, known, data, network_file)
+
+    from client.artefacts.exporting import Judges, export_artefact
+    from client.export import load_network
 
     compute_with(threads)
     saved = load_network(network_file)

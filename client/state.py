@@ -29,7 +29,6 @@ from typing import Any, Self, TypeVar
 from client.adapt import Adaptation, Step
 from client.download import NAME as PARTIAL
 from client.download import partial_files
-from client.export import save_network
 from client.saved_header import classes_in, read_header
 from common.class_names import composed
 from common.envelope import LENGTHS, MAGIC, seal, unseal
@@ -292,6 +291,7 @@ class State:
         self._write_json(SETTINGS, {**known, PROBE_BYTES: fetched})
 
     def _keep_adaptation(self, adaptation: Adaptation) -> None:
+        from client.export import save_network  # with torch, which telling an adaptation's end needs not
 
         assert adaptation.adapted is not None
         assert self.offer is not None

@@ -16,7 +16,6 @@ from client.budget_options import LIMITS, budget_of, budget_options
 from client.latency_table import MeasuredTable, read_latency_table
 from client.patience import DEFAULT_SECONDS, Patience
 from common.address import Address
-from common.backbone import Backbone
 from common.budget import Budget
 from common.command_line import settings_option
 from common.connection_options import Connect, connection_options

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from common.backbone import Backbone, backbone_weights, classes_of
 from common.budget import Budget
 from common.command_line import progress, remark, settings_option
 from common.errors import TaskDataError
@@ -69,6 +68,7 @@ def create(
     Budget(keep_ratio=probe_keep_ratio)
     task_files(images)
 
+    from common.backbone import Backbone, backbone_weights, classes_of
     from server.founding import found_library
 
     compute_with(threads)

@@ -15,8 +15,6 @@ from common.option_types import INPUT_DIRECTORY, SHARE
 from common.tables import show
 from common.threads_option import THREADS, compute_with
 from server.admission import check_weights
-from server.healing.heal import Watch
-from server.healing.heal_library import Healing
 from server.healing.public_images import image_files
 from server.library import Library
 from server.model_options import CHECKPOINT, DEVICE, device_named

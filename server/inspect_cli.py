@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.backbone import Backbone
 from common.command_line import progress, settings_option, show_json
 from common.errors import InputError
 from common.option_types import INPUT_FILE, OUTPUT_FILE
-from common.proof import PROVED
 from common.tables import show
 from common.threads_option import THREADS, compute_with
-from server.inspection import Extent, InspectedGroup, Inspection, inspection
 from server.model_options import model_options, proof_progress
 from server.numbered_names import braced
 from server.settings import PROOF_SECONDS
@@ -116,6 +113,8 @@ def inspect(
             )
         _show_records(records, as_json)
         return
+    from common.backbone import Backbone
+    from server.inspection import inspection
     from server.proved_table import proved_table
 
     compute_with(threads)
@@ -307,6 +306,7 @@ def _summed_up(record: Record) -> dict[str, Any]:
 
 
 def _record_row(record: Record) -> list[object]:
+    from common.proof import PROVED
 
     if record.inspection is None:
         note = f"{record.status}: {record.error}" if record.status != "over the limit" else record.error

@@ -19,7 +19,6 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from common.address import LOOPBACK, Address
-from common.backbone import Weights
 from common.errors import InputError
 from common.exchange import Limits
 from common.grpc_codec import DEVICES

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from common.backbone import classes_of
 from common.command_line import remark, settings_option, show_json
 from common.errors import InputError
 from common.files import check_readable
 from common.image_folders import TYPES_IN_WORDS
-from common.model_names import timm_name
 from common.tables import show
 from server.model_options import DEVICE, device_named, model_options
 from simulations.experiments import EXPERIMENTS, Experiment
-from simulations.records import Record, read_records
-from simulations.run_directory import RunDirectory
 from simulations.run_settings import SMALL, RunSettings, check_is_run
-from simulations.running import cells_of, left_out, measure, prepare, told_left_out
 from simulations.sources import check_source
 from simulations.stages import stages
 
@@ -110,9 +105,6 @@ def experiment(
         )
     given = _given(context)
     chosen = _only(_chosen(names), [line.strip() for line in only.split(",")]) if only else _chosen(names)
-    # By one name each, whatever way it was written: a run of two names would be two runs.
-    model = None if model is None else timm_name(model)
-    small_model = None if small_model is None else timm_name(small_model)
     if model is not None:
         if data is None:
             raise InputError("a run begins with a backbone and with data; give --data too")
@@ -129,9 +121,15 @@ def experiment(
                 f"out to go on with {path}, or begin another run with --backbone and --data"
             )
 
+    from common.backbone import classes_of
+    from common.model_names import timm_name
+    from simulations.records import read_records
     from simulations.run_directory import RunDirectory
-    from simulations.running import cells_of
+    from simulations.running import cells_of, left_out, measure, prepare, told_left_out
 
+    # By one name each, whatever way it was written: a run of two names would be two runs.
+    model = None if model is None else timm_name(model)
+    small_model = None if small_model is None else timm_name(small_model)
     if model is not None:
         assert data is not None
         settings = RunSettings(
@@ -205,6 +203,7 @@ def _only(experiments: list[Experiment], lines: list[str]) -> list[Experiment]:
 
 def _show(run: RunDirectory, one: Experiment, records: list[Record]) -> None:
     """Means over the tasks that are measured; the report has spreads and tests."""
+    from simulations.running import cells_of
 
     by_key = {record.key: record for record in records}
     cells = cells_of(run, one)

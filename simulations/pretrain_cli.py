@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.backbone import Backbone, backbone_weights, classes_of
 from common.command_line import remark, settings_option, show_json
 from common.errors import InputError
 from common.files import write_whole
-from common.fitting import accuracy
 from common.image_folders import TYPES_IN_WORDS
 from common.option_types import INPUT_FILE, OUTPUT_FILE
-from common.rebuild import rebuild
 from common.task_data import Task
-from server.healing.heal import PublicImages
 from server.model_options import DEVICE, device_named, model_options
-from simulations.pools import open_pool, source_folder
-from simulations.pretraining import PretrainingSettings, pretrain
 from simulations.sources import check_source
 from simulations.stages import Watch, stages
 
@@ -77,6 +71,10 @@ def pretrain_command(
     from safetensors.torch import save
 
     from common.backbone import Backbone
+    from common.fitting import accuracy
+    from common.rebuild import rebuild
+    from simulations.pools import source_folder
+    from simulations.pretraining import PretrainingSettings, pretrain
 
     device = device_named(device)
     recipe = PretrainingSettings(clip_norm=1.0, **settings)
@@ -113,6 +111,7 @@ def pretrain_command(
 
 
 def _all_classes(data: str, backbone: Backbone, watch: CountWatch) -> Task:
+    from simulations.pools import open_pool
 
     pool = open_pool(data, backbone, watch)
     return pool.task(pool.all_classes)
@@ -127,7 +126,7 @@ def _teacher(
     watch: Watch,
 ) -> PublicImages:
     """The teacher's features of the images that are trained on, as it takes them itself."""
-    from common.backbone import Backbone
+    from common.backbone import Backbone, backbone_weights, classes_of
     from server.healing.heal import PublicImages
 
     classes = classes_of(checkpoint, model)

@@ -6,14 +6,16 @@ import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common.backbone import Backbone, Weights
 from common.errors import TaskDataError
 from common.image_folders import SUFFIXES_IN_WORDS, LeftOut, images_below
-from common.images import FileImages
-from server.healing.heal import PublicImages, Watch
-from server.healing.store import HealedStore
 from server.settings import MOST_IMAGES
+
+if TYPE_CHECKING:
+    from common.backbone import Backbone, Weights
+    from server.healing.heal import PublicImages, Watch
+    from server.healing.store import HealedStore
 
 
 def image_files(
@@ -58,6 +60,9 @@ def public_images(
     `weights` are the whole backbone's, on the device that is to compute. Errors as of `image_files`,
     and TaskDataError naming a file that is no readable image.
     """
+    from common.images import FileImages
+    from server.healing.heal import PublicImages
+
     files = image_files(directory, most, seed)
     images = FileImages(files, [0] * len(files), backbone)
     digest = images_digest(directory, files)
