@@ -10,10 +10,11 @@ import numpy as np
 
 from client.artefacts.card import card_path
 from client.artefacts.card_words import sentences_of
-from client.artefacts.evaluation import found_in
+from client.artefacts.evaluation import logits_in
 from client.artefacts.kinds import SUFFIXES, check_calibration, check_suffix
 from client.artefacts.runnable import open_artefact
 from client.saved_header import classes_of
+from common.calibration import calibration_of
 from common.command_line import progress, remark, show_json
 from common.errors import MismatchError
 from common.image_folders import TYPES_IN_WORDS
@@ -54,6 +55,7 @@ NAMED_AT_MOST = 10
 def evaluate(network_file: Path, data: Path, threads: int, as_json: bool) -> None:
     """Tell how many of a task's evaluation images a kept network classifies right, by class.
 
+    It also tells how far its probabilities can be believed: the expected calibration error.
     These are the images of val/, or where there is none the fifth or so of train/ that adapt keeps
     apart. The classes must be those of the network, by name. An .onnx file needs onnxruntime alone, and
     no torch.
@@ -67,8 +69,9 @@ def evaluate(network_file: Path, data: Path, threads: int, as_json: bool) -> Non
     images, labels = files.evaluation[0], np.array(files.evaluation[1])
     with progress() as bars:
         bar = bars.add_task("Classifying", total=len(images))
-        found = found_in(runnable, images, lambda done: bars.update(bar, completed=done))
-    right = labels[found == logit_of[labels]]
+        logits = logits_in(runnable, images, lambda done: bars.update(bar, completed=done))
+    right = labels[logits.argmax(axis=1) == logit_of[labels]]
+    calibration = calibration_of(logits, logit_of[labels])
     accuracy = len(right) / len(labels)
     counts = [
         (name, int((labels == label).sum()), int((right == label).sum()))
@@ -79,12 +82,22 @@ def evaluate(network_file: Path, data: Path, threads: int, as_json: bool) -> Non
             {"class": name, "images": images, "right": hits, "accuracy": hits / images}
             for name, images, hits in counts
         ]
-        show_json({"images": len(labels), "accuracy": accuracy, "classes": classes})
+        show_json(
+            {
+                "images": len(labels),
+                "accuracy": accuracy,
+                "mean_confidence": calibration.confidence,
+                "expected_calibration_error": calibration.error,
+                "classes": classes,
+            }
+        )
         return
     show(
         f"{network_file} classifies {accuracy:.1%} of {len(labels):,} images right",
         ["class", "images", "right", "accuracy"],
         [[name, f"{images:,}", f"{hits:,}", f"{hits / images:.1%}"] for name, images, hits in counts],
+        f"Its largest probabilities are {calibration.confidence:.1%} on average; their expected "
+        f"calibration error is {calibration.error:.3f} (from 0, the best, to 1).",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.class_names import composed
 from common.errors import InputError, WeightsError
 from common.files import Data, read_whole
 from common.tensor_layout import read_layout
@@ -45,5 +46,5 @@ def check_header(header: Mapping[str, str]) -> None:
 
 
 def classes_in(header: Mapping[str, str]) -> tuple[str, ...]:
-    """The class names, as the network's logits go."""
-    return tuple(header["classes"].split("\n"))
+    """The class names, in NFC, as the network's logits go."""
+    return tuple(map(composed, header["classes"].split("\n")))

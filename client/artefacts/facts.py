@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from client.artefacts.runnable import Logits
 from client.artefacts.transform import Transform
@@ -79,11 +78,6 @@ def latency_of(logits: Logits, size: Sequence[int], runtime: str, threads: int) 
         "threads": threads,
         "processor": f"{processor() or 'unknown'} ({platform.machine()})",
     }
-
-
-def found_by(logits: Logits, images: LabelledImages, done: Done) -> Tensor:
-    """Which logit is largest for each image, int64 (N,)."""
-    return torch.from_numpy(all_logits(logits, images, done).argmax(axis=1))
 
 
 def all_logits(logits: Logits, images: LabelledImages, done: Done = lambda count: None) -> np.ndarray:

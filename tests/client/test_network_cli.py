@@ -14,11 +14,12 @@ from cut_networks import CLASSES, cut_network
 from fresh_process import call_one_by_one
 from PIL import Image
 
-from client.artefacts.facts import found_by
+from client.artefacts.facts import all_logits
 from client.artefacts.kinds import TOLERANCE
 from client.artefacts.torch_network import logits_of
 from client.cli import cli
 from client.export import OPSET, SavedNetwork, checked_graph, load_network, save_network
+from common.calibration import calibration_of
 from common.command_line import run
 from common.fitting import accuracy
 from common.image_folders import SUFFIXES_IN_WORDS, TYPES_IN_WORDS
@@ -125,10 +126,21 @@ def test_classes_are_matched_by_name_whatever_their_order(call, place, saved):
     assert told[0] == told[1]
 
 
+def test_it_tells_how_far_probabilities_can_be_believed(call, place, saved):
+    images = load_folder(place / "mine", saved.backbone)
+    labels = [saved.classes.index(images.classes[label]) for label in images.evaluation.labels]
+    expected = calibration_of(all_logits(logits_of(saved.network), images.evaluation), np.array(labels))
+    words = ("evaluate", "--network", place / "network", "--data", place / "mine")
+    found = json.loads(call(*words, "--json")[1])
+    assert found["expected_calibration_error"] == pytest.approx(expected.error, abs=1e-6)
+    assert found["mean_confidence"] == pytest.approx(expected.confidence, abs=1e-6)
+    assert f"calibration error is {expected.error:.3f} (from 0" in " ".join(call(*words)[1].split())
+
+
 def test_every_image_is_classified_in_its_place_and_progress_is_told(place, saved):
     images = load_folder(place / "mine", saved.backbone).evaluation
     told: list[int] = []
-    found = found_by(logits_of(saved.network), images, told.append)
+    found = all_logits(logits_of(saved.network), images, told.append).argmax(1)
     assert told == [32, 64, 96, 128, 160, 162]
     with torch.no_grad():
         each = [int(saved.network(images.batch(torch.tensor([k]))).argmax()) for k in range(162)]
@@ -216,6 +228,8 @@ def test_onnx_and_torch_tell_the_same_of_every_class(call, place, tmp_path):
         words = ("evaluate", "--network", file, "--data", place / "mine", "--threads", 1)
         told.append(json.loads(call(*words, "--json")[1]))
         shown.append([line for line in call(*words)[1].splitlines() if str(file) not in line])
+    for measured in ("mean_confidence", "expected_calibration_error"):
+        assert told[0].pop(measured) == pytest.approx(told[1].pop(measured), abs=1e-4)
     assert told[0] == told[1]
     assert 0 < told[0]["accuracy"] < 1
     assert shown[0][-len(CLASSES) :] == shown[1][-len(CLASSES) :]
