@@ -24,6 +24,7 @@ from common.budget import Budget
 from common.envelope import seal, unseal
 from common.exchange import TaskDescription
 from common.grpc_codec import DEVICES, encode_fetch_subnetwork, full_name
+from common.half_precision import in_half_precision
 from common.mask import Mask
 from common.proto_codec import decode_assignment, encode_task_description
 from common.record_codec import message_of, payload_of
@@ -177,7 +178,8 @@ def test_a_device_that_waits_gets_a_healed_network_of_the_same_mask(door, place,
     assert network.healed
     found = store_of(library).network(mask)
     assert found is not None
-    assert all(network.weights[name].equal(tensor) for name, tensor in found.items())
+    sent = in_half_precision(found)
+    assert all(network.weights[name].equal(tensor) for name, tensor in sent.items())
 
 
 def test_who_does_not_wait_gets_what_is_there_at_once(place, library):
