@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from common.command_line import progress
 from common.files import write_whole
+from common.progress import progress
 from server.numbered_names import braced
 from server.sweep import Record, sweep
 

@@ -22,10 +22,11 @@ from client.task_options import (
     through_server,
 )
 from client.tuning_options import tuning
-from common.command_line import progress, remark, settings_option
+from common.command_line import remark, settings_option
 from common.envelope import seal, unseal
 from common.files import read_whole, write_whole
 from common.option_types import INPUT_FILE, JSON, OUTPUT_FILE
+from common.progress import progress
 from common.proto_codec import decode_assignment, encode_contribution, offered_structure
 from common.threads_option import THREADS, compute_with
 from common.tuning_file import TuningFile

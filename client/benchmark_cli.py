@@ -17,9 +17,10 @@ from client.task_options import (
     check_way,
     through_server,
 )
-from common.command_line import progress, settings_option, show_json
+from common.command_line import settings_option, show_json
 from common.envelope import unseal
 from common.option_types import JSON, OUTPUT_FILE
+from common.progress import progress
 from common.proto_codec import decode_offer
 from common.signature import MAX_CLASSES
 from common.tables import show

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# gRPC writes what it does on the terminal unless told not to before it is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 import click
 
 from common.command_line import Commands, Source, run

@@ -11,7 +11,7 @@ import click
 
 from client.adapt import describe
 from client.disclosure import Field, disclose, guarantee_of, warning_of
-from client.taking_part import description_of, new_request_id, opened_state
+from client.taking_part import Bars, description_of, new_request_id, opened_state
 from client.task_options import (
     OF_SERVER,
     OFFER,
@@ -27,6 +27,7 @@ from common.envelope import seal, unseal
 from common.exchange import TaskDescription
 from common.option_types import JSON, OUTPUT_FILE
 from common.privacy import Privacy
+from common.progress import progress
 from common.proto_codec import decode_offer
 from common.tables import show
 from common.threads_option import THREADS, compute_with
@@ -83,7 +84,11 @@ def _by_file(offer_file: Path, asked: Asked, threads: int) -> tuple[TaskDescript
     compute_with(threads)
     task = asked.task(offer.backbone)
     remark(task.left_out)
-    description = describe(offer, task, asked.budget, asked.method, new_request_id(), asked.privacy)
+    with progress() as shown:
+        counted = Bars(shown).describing(task)
+        description = describe(
+            offer, counted, asked.budget, asked.method, new_request_id(), asked.privacy
+        )
     return description, task.classes
 
 

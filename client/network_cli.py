@@ -15,10 +15,11 @@ from client.artefacts.kinds import SUFFIXES, check_calibration, check_suffix
 from client.artefacts.runnable import open_artefact
 from client.saved_header import classes_of
 from common.calibration import calibration_of
-from common.command_line import progress, remark, show_json
+from common.command_line import remark, show_json
 from common.errors import MismatchError
 from common.image_folders import TYPES_IN_WORDS
 from common.option_types import INPUT_FILE, JSON, OUTPUT_FILE
+from common.progress import progress
 from common.tables import show
 from common.task_data import load_folder, task_files
 from common.threads_option import THREADS, compute_with

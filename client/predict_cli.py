@@ -12,9 +12,10 @@ from client.artefacts.image_files import image_files, measured
 from client.artefacts.prediction_files import Sink, file_sink, json_sink, table_sink
 from client.artefacts.predictions import Failures, predictions
 from client.artefacts.runnable import open_artefact
-from common.command_line import progress, remark, settings_option
+from common.command_line import remark, settings_option
 from common.image_folders import SUFFIXES_IN_WORDS, LeftOut
 from common.option_types import INPUT_FILE, JSON, OUTPUT_FILE
+from common.progress import progress
 from common.threads_option import THREADS
 
 PATH = click.Path(path_type=Path)

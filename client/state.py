@@ -50,6 +50,7 @@ from common.proto_codec import (
     encode_task_description,
     offered_structure,
 )
+from common.setting_words import changed_words
 from common.structure import Structure
 from common.tuning_file import TuningFile
 
@@ -160,8 +161,8 @@ class State:
             stays = adapted if name in UNTOLD else begun
             if stays and name in known and known[name] != value:
                 raise InputError(
-                    f"{self.directory} was begun with {name.replace('_', ' ')} {_shown(known[name])}, now"
-                    f" it is {_shown(value)}; give what it was begun with, or another --state"
+                    f"{self.directory} was begun with {changed_words(name, known[name], value)}; give "
+                    "what it was begun with, or another --state"
                 )
         if {**known, **settings} != known:
             self._write_json(SETTINGS, {**known, **settings})
@@ -389,7 +390,3 @@ def _measured(content: Any) -> dict[str, Any]:
         "kept": int(content.get("kept", max(map(int, content["accuracies"])))),
         "held_out": int(content.get("held_out", 0)),
     }
-
-
-def _shown(value: Setting) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -18,9 +18,9 @@ from client.probe_cache import ProbeCache
 from client.state import Setting, State
 from client.task_options import Asked, Server
 from common.budget import LatencyTable, check_feasible
-from common.command_line import progress
 from common.errors import InputError
 from common.exchange import Offer, Receipt, TaskDescription
+from common.progress import progress
 from common.proto_codec import REQUEST_ID_BYTES
 from common.task_data import Task
 from common.temporary_files import temporary_directory

@@ -1,6 +1,5 @@
 """What device and server share: the words of the method, and how they cross the wire."""
 
-import os
+from common.quiet_dependencies import quiet_dependencies
 
-# gRPC's core would write lines of its own between ours. It looks once, when grpc is imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+quiet_dependencies()

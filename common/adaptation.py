@@ -31,7 +31,7 @@ from common.tuning import Tuning
 from common.tuning_file import TuningFile
 
 Progress = Callable[[int, int], None]
-"""Called with iterations done and iterations in all."""
+"""Called with iterations done and iterations in all: at the start, and after each."""
 COMPARED_EVERY, COMPARED_SHARE = 25, 0.1
 """Iterations after which the network is compared with the best one so far: so many, and at least this
 share of all, as each comparison takes about as long as fitting."""
@@ -180,6 +180,7 @@ class _Adaptation:
             self._best.go_on(*kept)
             self._network = self._tuning.network
             self.goes_on = True
+        self._tell(self._tuning.done)
 
     def fit(self) -> None:
         """Fit batch norm and classifier, and begin to tune from there."""
@@ -278,8 +279,7 @@ class _Adaptation:
                 self._accuracies[done] = self._accuracy(tuning.network)
 
     def _after_iteration(self, done: int) -> None:
-        if self._progress is not None:
-            self._progress(done, self._settings.iterations)
+        self._tell(done)
         iterations = self._settings.iterations
         every = max(COMPARED_EVERY, math.ceil(COMPARED_SHARE * iterations))
         compared = self._tuning.at_final_size and done % every == 0
@@ -289,6 +289,10 @@ class _Adaptation:
                 self._compare(self._tuning.scores())
         if self._file is not None and self._file.due:
             self._store(self._file)
+
+    def _tell(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._settings.iterations)
 
     def _accuracy(self, network: nn.Module) -> float:
         return accuracy(network, self._task.evaluation, self._limits.batch)

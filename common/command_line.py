@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.errors import InputError, MaskvoteError
 from common.standard_streams import ReaderLeft, guarded_streams
@@ -145,19 +143,6 @@ def remark(sentence: str) -> None:
     """A sentence on stderr, for whoever watches; nothing if it is empty."""
     if sentence:
         click.echo(sentence, err=True)
-
-
-def progress() -> Progress:
-    """Progress bars on stderr; nothing where stderr is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def show_json(data: Mapping[str, Any] | Sequence[Any]) -> None:

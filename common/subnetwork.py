@@ -124,14 +124,14 @@ class SubNetwork:
         a file of another structure, and InputError on a mask or a backbone that is none.
         """
         weights, header = read_tensors(data)
-        if header.get("maskvote") not in (SINGLE, HALF):
+        if (found := header.get("maskvote", "")) not in (SINGLE, HALF):
             raise WeightsError(
-                f"the file is of format {header.get('maskvote')!r}, not a sub-network of format "
-                f"{SINGLE!r} or {HALF!r}; ask the server again, with its version of maskvote"
+                f"the file is of {f'format {found!r}' if found else 'no format'}, not a sub-network of "
+                f"format {SINGLE!r} or {HALF!r}; ask the server again, with its version of maskvote"
             )
-        if header.get("structure") != structure.digest:
+        if (cut_by := header.get("structure", "")) != structure.digest:
             raise MismatchError(
-                f"the sub-network was cut by structure {str(header.get('structure'))[:12]}, "
+                f"the sub-network was cut by {f'structure {cut_by[:12]}' if cut_by else 'no structure'}, "
                 f"this is {structure.digest[:12]}; fetch the server's structure again"
             )
         try:

@@ -8,6 +8,7 @@ import click
 
 from common.envelope import seal, unseal
 from common.option_types import INPUT_FILE, OUTPUT_FILE
+from common.progress import working
 from common.proto_codec import (
     decode_contribution,
     decode_task_description,
@@ -78,7 +79,8 @@ def assign(
         healed = store_of(opened)
         with healer_of(opened, healed, weights, heal_images, heal_seconds) as healer:
             coordinator = Coordinator(opened, weights, voting, healed=healed, healer=healer)
-            answer = coordinator.assign(description, contributor)
+            with working("Assigning a sub-network"):
+                answer = coordinator.assign(description, contributor)
         seal(file, *encode_assignment(answer))
         mask = answer.subnetwork.mask
         click.echo(

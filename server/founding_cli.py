@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 
 from common.budget import Budget
-from common.command_line import progress, remark, settings_option
+from common.command_line import remark, settings_option
 from common.errors import TaskDataError
 from common.files import check_writable
 from common.image_folders import TYPES_IN_WORDS, LeftOut, subfolders
 from common.option_types import SHARE
+from common.progress import progress
 from common.structure import Kind
 from common.task_data import load_folder, task_files
 from common.task_folder import read_task_folder
@@ -77,7 +78,7 @@ def create(
     kinds: tuple[Kind, ...] = ("internal", "residual") if residual else ("internal",)
     weights, task = backbone_weights(backbone, checkpoint), load_folder(images, backbone)
     remark(task.left_out)
-    with proof_progress() as watch:
+    with proof_progress("Founding the library") as watch:
         founded = found_library(
             library,
             backbone,

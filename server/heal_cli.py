@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from common.command_line import progress, remark, settings_option, show_json
+from common.command_line import remark, settings_option, show_json
 from common.image_folders import TYPES_IN_WORDS, LeftOut
 from common.option_types import INPUT_DIRECTORY, SHARE
+from common.progress import progress
 from common.tables import show
 from common.threads_option import THREADS, compute_with
 from server.admission import check_weights

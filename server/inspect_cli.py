@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.command_line import progress, settings_option, show_json
+from common.command_line import settings_option, show_json
 from common.errors import InputError
 from common.option_types import INPUT_FILE, OUTPUT_FILE
+from common.progress import progress
 from common.tables import show
 from common.threads_option import THREADS, compute_with
 from server.model_options import model_options, proof_progress
@@ -121,7 +122,7 @@ def inspect(
     backbone = Backbone.from_timm(
         model, num_classes=num_classes, image_size=image_size, arguments=arguments
     )
-    with proof_progress() as watch:
+    with proof_progress(f"Inspecting {model}") as watch:
         table = proved_table(backbone, fresh=fresh, seconds=seconds, watch=watch)
     inspected = inspection(backbone, table)
     if as_json:

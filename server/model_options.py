@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
+from rich.progress import TaskID
 
-from common.command_line import progress
 from common.errors import InputError
 from common.option_types import INPUT_FILE
+from common.progress import progress
 
 
 def model_options(command: Callable) -> Callable:
@@ -74,12 +75,16 @@ def key_values(pairs: tuple[str, ...]) -> dict[str, object]:
 
 
 @contextmanager
-def proof_progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, and what tells it the groups checked and the groups in all."""
+def proof_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of what goes on, and what tells another the groups proved and the groups in all."""
     with progress() as bars:
-        bar = bars.add_task("Finding groups", total=None)
+        bars.add_task(what, total=None)
+        proof: TaskID | None = None
 
         def watch(done: int, total: int) -> None:
-            bars.update(bar, description="Proving groups", completed=done, total=total)
+            nonlocal proof
+            if proof is None:
+                proof = bars.add_task("Proving groups", total=total)
+            bars.update(proof, completed=done, total=total)
 
         yield watch

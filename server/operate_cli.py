@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from common.address import SCHEME, Address
-from common.command_line import progress
 from common.connection_options import Connect, connection_options
 from common.errors import InputError
 from common.exchange import REQUEST_ID
 from common.option_types import INPUT_FILE, OUTPUT_FILE
+from common.progress import progress
 from server import entry_tables
 from server.entries import Operations
 from server.entries_file import count_entries, read_entries, write_entries

@@ -155,7 +155,7 @@ def experiment(
     run.note_command(f"maskvote-sim {shlex.join(sys.argv[1:])}")
     for why, ways in left_out(run, chosen).items():
         remark(told_left_out(ways, why))
-    with stages(as_json) as watch:
+    with stages() as watch:
         prepare(run, chosen, workers, watch, remark)
         failed = measure(run, chosen, workers, watch)
     records = read_records(run.cells)

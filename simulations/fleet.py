@@ -7,14 +7,11 @@ devices run the same ServerApp and ClientApp as a deployment, here as processes 
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,7 +22,6 @@ import numpy as np
 import timm
 import torch
 
-from client.flower_app import client_app
 from common.backbone import Backbone, Weights, read_weights
 from common.budget import Budget, check_feasible
 from common.exchange import Method
@@ -39,8 +35,10 @@ from server.library import Library
 from simulations.baselines import alternative
 from simulations.contest import Contest
 from simulations.devices import lay_out
+from simulations.flower_engine import run_flower
 from simulations.stages import Watch
 from simulations.tasks import ClassPool, TaskChoice
+from simulations.worker_processes import worker_processes
 
 
 @dataclass(frozen=True)
@@ -64,22 +62,6 @@ class FleetRun:
     def way(self) -> str:
         """What the fleet's own way is called in tables and plots."""
         return f"{self.method.upper()} vote"
-
-
-@contextmanager
-def worker_processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each: two threads in each of two would starve each other."""
-    with ProcessPoolExecutor(
-        count,
-        multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def seed_in_processes(
@@ -120,17 +102,12 @@ def devices_through_flower(
     if home_directory() is None:
         # Flower's modules look for its directory in the user's home when they are imported.
         os.environ.setdefault("FLWR_HOME", str(report.absolute().parent / ".flwr"))
-    from flwr.simulation import run_simulation
-
-    from server.flower_app import server_app
-
     ended: set[int] = set()
     watch("devices adapt", 0, len(folders))
 
-    def hear(outcome: Any) -> None:
-        if outcome.ended:
-            ended.add(outcome.node)
-            watch("devices adapt", len(ended), len(folders))
+    def hear(node: int) -> None:
+        ended.add(node)
+        watch("devices adapt", len(ended), len(folders))
 
     fleet = FleetSettings(
         library=library.absolute(),
@@ -153,23 +130,7 @@ def devices_through_flower(
         seed=run.seed,
         threads=1,
     )
-    # Ray tells its actors' threads by the environment; Flower reports every run to its makers.
-    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    run_simulation(
-        server_app(fleet, watch=hear),
-        client_app(device),
-        num_supernodes=len(folders),
-        backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {
-                "num_cpus": run.workers,
-                "logging_level": logging.ERROR,
-                "log_to_driver": False,
-            },
-        },
-    )
+    run_flower(fleet, device, len(folders), run.workers, hear)
     outcomes = json.loads(report.read_text())["devices"]
     return [_named(outcomes, number, folder.name) for number, folder in enumerate(folders)]
 

@@ -66,10 +66,12 @@ def demo(out: Path, keep_ratio: float, method: Method, seed: int, as_json: bool)
         seed_pruning=PruningSettings(rounds=5),
     )
     backbone = demo_backbone(settings)
-    with stages(as_json) as watch:
+    with stages() as watch:
+        watch("drawing glyphs", 0, None)
         checkpoint = demo_weights(
             backbone, settings, out, lambda done, total: watch("pre-training the backbone", done, total)
         )
+        watch("drawing glyphs of the devices", 0, None)
         pool = library_pool(backbone, settings)
         drawn = np.random.default_rng(seed)
         choices = draw_tasks(len(pool.names), settings.library_tasks, settings.ways, drawn, "library")
@@ -196,7 +198,7 @@ def fleet(
     if checkpoint is None:
         checkpoint = directory / "backbone.safetensors"
         write_whole(checkpoint, save(weights))
-    with stages(as_json) as watch:
+    with stages() as watch:
         pool = read_pool(data, backbone, lambda done, n: watch("reading photographs", done, n))
         record = run_fleet(
             f"{backbone.model} on {data.name.encode(errors='backslashreplace').decode()}",

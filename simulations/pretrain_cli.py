@@ -80,7 +80,7 @@ def pretrain_command(
     recipe = PretrainingSettings(clip_norm=1.0, **settings)
     if (folder := source_folder(data)) is not None:
         remark(folder.left_out.sentence(data))
-    with stages(as_json) as watch:
+    with stages() as watch:
         build = partial(Backbone.from_timm, model, image_size=image_size, arguments=arguments)
         task = _all_classes(data, build(), partial(watch, "reading images"))
         if num_classes not in (None, len(task.classes)):
@@ -95,6 +95,7 @@ def pretrain_command(
             backbone, task.train, recipe, partial(watch, "pre-training"), known, device=device
         )
         write_whole(out, save(weights))
+        watch("judging the backbone", 0, None)
         right = accuracy(rebuild(backbone, weights).to(device), task.evaluation)
     record = {
         "backbone": backbone.model, "classes": len(task.classes), "images": len(task.train),

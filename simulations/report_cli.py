@@ -9,6 +9,7 @@ import click
 from common.command_line import settings_option, show_json
 from common.files import write_whole
 from common.option_types import INPUT_DIRECTORY, OUTPUT_FILE
+from common.progress import working
 
 
 @click.command()
@@ -30,11 +31,12 @@ def report(runs: tuple[Path, ...], out: Path, markdown: Path | None, as_json: bo
     from simulations.experiments import EXPERIMENTS
     from simulations.report import document, page, read_runs, summary
 
-    found = read_runs(runs, EXPERIMENTS)
-    write_whole(out, page(found).encode(errors="backslashreplace"))
-    if markdown is not None:
-        text = document(found, markdown.with_suffix(""), markdown.stem)
-        write_whole(markdown, text.encode(errors="backslashreplace"))
+    with working("Drawing figures"):
+        found = read_runs(runs, EXPERIMENTS)
+        write_whole(out, page(found).encode(errors="backslashreplace"))
+        if markdown is not None:
+            text = document(found, markdown.with_suffix(""), markdown.stem)
+            write_whole(markdown, text.encode(errors="backslashreplace"))
     if as_json:
         show_json(summary(found))
         return

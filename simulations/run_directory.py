@@ -28,6 +28,7 @@ from common.backbone import Backbone, Weights, backbone_weights, classes_of, wei
 from common.errors import InputError
 from common.files import read_whole, write_whole
 from common.mask import Mask
+from common.setting_words import changed_words
 from common.structure import Structure
 from common.task_data import Task
 from common.task_folder import TaskFolder
@@ -91,8 +92,8 @@ class RunDirectory:
             other = [name for name in own.keys() - SMALL if own[name] != asked[name]]
             if other:
                 raise InputError(
-                    f"{path} is a run of other settings: "
-                    + ", ".join(f"{name} {own[name]!r}, not {asked[name]!r}" for name in sorted(other))
+                    f"{path} was begun with "
+                    + ", and with ".join(changed_words(n, own[n], asked[n]) for n in sorted(other))
                     + "; leave out --backbone and what else began it to go on with it, or choose another "
                     "directory"
                 )
@@ -202,6 +203,11 @@ class RunDirectory:
     def pool(self) -> ClassPool:
         """The classes that tasks are drawn from."""
         return open_pool(self.settings.data, self.backbone)
+
+    def read_images(self, watch: Watch) -> None:
+        """Read the classes that tasks are drawn from, unless that is done, and tell how far it is."""
+        if "pool" not in vars(self):
+            self.pool = open_pool(self.settings.data, self.backbone, watch)
 
     @cached_property
     def folder(self) -> TaskFolder | None:

@@ -11,12 +11,12 @@ from server.founding import task_of
 from simulations.cells import Cells, asks_the_library
 from simulations.checks import check_inputs, check_keep_ratios, healings_to_come, too_small
 from simulations.experiments.experiment import Experiment
-from simulations.fleet import worker_processes
 from simulations.records import Cell, Record, append, pending, read_records
 from simulations.run_directory import RunDirectory
 from simulations.stages import Watch
 from simulations.tasks import TaskChoice
 from simulations.way import Way
+from simulations.worker_processes import worker_processes
 
 
 def cells_of(run: RunDirectory, experiment: Experiment) -> list[Cell]:
@@ -75,6 +75,9 @@ def prepare(
     ways, waiting = _ways(run, experiments)
     for sentence in check_inputs(run, ways, waiting):
         tell(sentence)
+    watch("reading images", 0, None)
+    run.read_images(partial(watch, "reading images"))
+    watch("founding the library", 0, None)
     run.found()
     for why, names in left_out(run, experiments).items():
         if why not in known:
@@ -111,6 +114,7 @@ def _seed_library(run: RunDirectory, workers: int, watch: Watch) -> None:
     if missing:
         with worker_processes(workers) as pool:
             futures = [pool.submit(_seed, run.path, choice) for choice in missing]
+            watch("seeding the library", 0, len(futures))
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 watch("seeding the library", done, len(futures))
@@ -132,7 +136,10 @@ def measure(
             points.setdefault(cell.key, set()).update(experiment.evaluate_at)
             cells.append(cell)
     waiting = pending(cells, read_records(run.cells))
-    failed = []
+    failed: list[Record] = []
+    if not waiting:
+        return failed
+    watch("measuring", 0, len(waiting))
     with worker_processes(workers) as pool:
         futures = [
             pool.submit(_measure, run.path, cell, tuple(sorted(points[cell.key]))) for cell in waiting

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import click
+from rich.progress import TaskID
 
-from common.command_line import progress
+from common.progress import progress
 
-Watch = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done of it, and what there is to do."""
+Watch = Callable[[str, int, int | None], None]
+"""Called with a stage's name, what is done of it, and what there is to do; None where that is unknown."""
 
 
 @contextmanager
-def stages(quiet: bool) -> Iterator[Watch]:
-    """What to call at every step; where nobody looks, each stage is a line on stderr, unless `quiet`."""
+def stages() -> Iterator[Watch]:
+    """What to call when a stage begins, and at every step. One of unknown length ends with the next."""
     with progress() as bars:
-        known: dict[str, Any] = {}
+        known: dict[str, TaskID] = {}
 
-        def watch(stage: str, done: int, total: int) -> None:
+        def watch(stage: str, done: int, total: int | None) -> None:
             if stage not in known:
+                for bar in bars.tasks:
+                    if bar.total is None:
+                        bars.update(bar.id, completed=1, total=1)
                 known[stage] = bars.add_task(stage.capitalize(), total=total)
-                if bars.disable and not quiet:
-                    click.echo(f"{stage} ...", err=True)
             bars.update(known[stage], completed=done, total=total)
 
         yield watch

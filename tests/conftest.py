@@ -3,8 +3,11 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 # One thread: networks here are tiny, and tests run beside processes of their own. Before torch is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +15,7 @@ os.environ |= {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 # What tests prove is kept for the tests after them, and never among the user's own.
 os.environ["MASKVOTE_CACHE"] = tempfile.mkdtemp(prefix="maskvote-tests-")
@@ -23,6 +27,7 @@ import pytest
 import torch
 from random_weights import random_weights
 
+from common import progress
 from common.backbone import Backbone, Weights
 from common.exchange import Offer
 from common.mask import Mask
@@ -36,6 +41,12 @@ def _leave_no_cache():
     cache = os.environ["MASKVOTE_CACHE"]
     yield
     shutil.rmtree(cache)
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch):
+    """What a command says here does not depend on how slow the machine is."""
+    monkeypatch.setattr(progress, "SECONDS", 3600.0)
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +103,32 @@ def tiny_temporary(tmp_path, monkeypatch):
         yield place
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def names_looked_up(tmp_path) -> Callable[..., tuple[subprocess.CompletedProcess[str], list[str]]]:
+    """Runs a command in a network of its own: how it ended, and the names that it looked up.
+
+    The test is skipped where such a network cannot be made.
+    """
+    own_network = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+
+    def run(
+        words: Sequence[object], env: Mapping[str, str]
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        program, names = Path(__file__).parent / "names_looked_up.py", tmp_path / "names"
+        ended = subprocess.run(
+            [*own_network, sys.executable, program, names, *map(str, words)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return ended, names.read_text().split()
+
+    try:
+        subprocess.run([*own_network, "mount", "--bind", os.devnull, "/etc/resolv.conf"], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no network namespace can be made here")
+    return run

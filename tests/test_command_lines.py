@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import Terminal, read_blocks
+from interruptible import start_interruptible
 from PIL import Image
 from random_weights import random_weights
 from safetensors.torch import save_file
@@ -212,18 +213,19 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(done):
 def test_ctrl_c_while_seeding_loses_nothing_and_the_same_command_goes_on(done):
     draw(done / "more" / "third", 3, 16, seed=5)
     words = "seed library.db --checkpoint backbone.safetensors --tasks more --keep-ratio 0.3 --iterations"
-    process = subprocess.Popen(
+    process = start_interruptible(
         ["maskvote-server", *words.split(), "100000"],
-        cwd=done, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=done, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (done / "library.db-wal").exists() and time.monotonic() < deadline:
         time.sleep(0.2)  # until it has opened the library
-    time.sleep(3)
+    time.sleep(6)  # a line is due after five seconds
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "what was stored stays" in told
+    assert re.search(r"^Seeding: 0 of 1, .*; third: [\d,]+ of 100,000, .* left$", told, re.MULTILINE)
     assert len(json.loads(call(done, "maskvote-server", "list", "library.db", "--json").stdout)) == 3
     again = call(done, "maskvote-server", *words.split(), "5", "--json")
     assert len(json.loads(again.stdout)) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from documents import Terminal, read_blocks
+from interruptible import start_interruptible
 from test_command_lines import ENVIRONMENT, furnish
 
 from server.healing.heal_library import store_of
@@ -35,10 +36,9 @@ def test_healing_that_is_stopped_by_ctrl_c_leaves_what_was_there(place):
     store = place / "library.db.healed"
     (store / "features.safetensors").unlink()
     before = (store / "backbone.safetensors").read_bytes()
-    process = subprocess.Popen(
-        ["maskvote-server", *AGAIN.split()],
-        cwd=place, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start_interruptible(
+        ["maskvote-server", *AGAIN.split()], cwd=place, env=ENVIRONMENT, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 60
     while not (store / "features.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)  # until it heals

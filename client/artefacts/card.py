@@ -152,7 +152,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no JSON ({error}); {AGAIN}") from error
     version = card.get("card_version") if isinstance(card, dict) else None
     if version != VERSION:
+        told = "it names no version" if version is None else f"it is of version {version!r}"
         raise InputError(
-            f"{path} is no card of version {VERSION}, which this maskvote knows, but {version!r}; {AGAIN}"
+            f"{path} is no card of version {VERSION}, which this maskvote knows: {told}; {AGAIN}"
         )
     return card

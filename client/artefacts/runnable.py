@@ -23,6 +23,8 @@ from common.system_errors import pass_on
 GIVE = "give what `maskvote-client export` wrote"
 PRECISE = "session.x64quantprecision"
 """onnxruntime's entry by which int8 weights become uint8, whose products any x86 adds up in 32 bits."""
+FATAL = 4
+"""onnxruntime's severity of what ends the process."""
 
 Logits = Callable[[np.ndarray], np.ndarray]
 """Float32 (N, C, H, W), normalised -> float32 (N, K)."""
@@ -73,11 +75,13 @@ def onnx_session(model: Path | bytes, threads: int = 0) -> Any:
     By its path a file is read piece by piece; of bytes there are two copies meanwhile.
     """
     onnxruntime = import_for("onnxruntime", "an ONNX file is run", "onnxruntime")
+    # Errors are raised: what is logged besides would stand between our own lines. The default logger is
+    # that of threads, and of sessions that onnxruntime makes by itself, as to quantise.
+    onnxruntime.set_default_logger_severity(FATAL)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Errors are raised: what is logged besides would stand between our own lines.
-    options.log_severity_level = 4
+    options.log_severity_level = FATAL
     if not counts_in_32_bits():
         # Else weights of 8 bits saturate, as files have that were made elsewhere. It costs time.
         options.add_session_config_entry(PRECISE, "1")

@@ -244,8 +244,8 @@ class HealedStore:
         tensors, header = read_tensors(read_whole(path))
         if header.get("maskvote_healed") != FORMAT or header.get("sha256") != _sum(tensors, header):
             raise WeightsError("it is damaged, or of another version; heal again")
-        if content is not None and header.get("content") != content:
-            raise WeightsError(f"it holds {header.get('content')!r}, not {content!r}; heal again")
+        if content is not None and (held := header.get("content", "nothing")) != content:
+            raise WeightsError(f"it holds {held!r}, not {content!r}; heal again")
         others = [word for word, own in self._identity.items() if header.get(word) != own]
         if others:
             raise MismatchError(

@@ -146,9 +146,13 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path):
 WRONG = {
     "no JSON": (b"{", InputError, "is no JSON"),
     "no text": (b"\xff\xfe\x00", InputError, "is no JSON"),
-    "a list": (b"[]", InputError, "is no card of version 1"),
+    "a list": (
+        b"[]",
+        InputError,
+        "is no card of version 1, which this maskvote knows: it names no version",
+    ),
     "nested without end": (b"[" * 100_000, InputError, "is no JSON"),
-    "another version": (b'{"card_version": 2}', InputError, "but 2"),
+    "another version": (b'{"card_version": 2}', InputError, "it is of version 2"),
     "another artefact": (
         json.dumps({"card_version": 1, "sha256": digest(OLD)}).encode(),
         MismatchError,

@@ -163,7 +163,8 @@ def test_something_else_than_it_was_begun_with_is_refused_and_both_are_named(dir
         for name, other, words in (
             ("data", "yours", "data mine, now it is yours"),
             ("keep_ratio", 0.5, "keep ratio 0.3, now it is 0.5"),
-            ("parameters", 1000, "parameters None, now it is 1000"),
+            ("keep_ratio", None, "keep ratio 0.3, now there is none"),
+            ("parameters", 1000, "begun with no parameters, now it is 1000"),
             ("iterations", 21, "iterations 20, now it is 21"),
             ("classes", ["class0", "x"], "classes class0, class1, class2, now it is class0, x"),
         ):

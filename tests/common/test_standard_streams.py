@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = r"""
 import errno, json, logging, os, sys
 import click
-from common.command_line import progress, run, show_json
+from common.command_line import run, show_json
+from common.progress import progress
 from common.errors import MismatchError
 from common.tables import show
 

@@ -442,7 +442,7 @@ def test_a_flipped_bit_in_the_header_is_told_as_an_error_of_ours_or_does_no_harm
 
 
 def test_a_foreign_safetensors_file_is_refused(ours):
-    with pytest.raises(WeightsError, match=r"format None, not a sub-network"):
+    with pytest.raises(WeightsError, match=r"of no format, not a sub-network"):
         SubNetwork.from_bytes(save({"x": torch.zeros(2)}), ours.structure)
 
 

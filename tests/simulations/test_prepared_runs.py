@@ -45,7 +45,7 @@ def test_a_directory_that_is_no_run_or_another_run_is_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"no run\.json"):
         RunDirectory(tmp_path)
     other = RunSettings(**{**vars(run.settings), "images": 7})
-    with pytest.raises(InputError, match="other settings: images 6, not 7; leave out --backbone"):
+    with pytest.raises(InputError, match="was begun with images 6, now it is 7; leave out --backbone"):
         RunDirectory.begin(run.path, other)
     with pytest.raises(InputError, match="already holds its ways against test_resnet"):
         RunDirectory.begin(run.path, replace(run.settings, small_model="resnet18"))
@@ -81,7 +81,8 @@ def test_a_library_is_seeded_only_for_ways_that_ask_it(run, tmp_path):
     ways = (Way("L1"), Way("twin"), Way("SMSP", entries=0), Way("L1", healing="empty"))
     stages = []
     prepare(other, [Experiment("", "", ways, "way", ways[0])], 1, lambda stage, *_: stages.append(stage))
-    assert set(stages) == {"healing the backbone (empty)"}
+    told = {"reading images", "founding the library", "healing the backbone (empty)"}
+    assert set(stages) == told
     assert other.entries == []
     seed, choice = other.new_choices(["new"])[0]
     records = [Cells(other).measure(Cell(seed, choice, replace(way, iterations=1))) for way in ways]
