@@ -97,6 +97,8 @@ def described(task: Task) -> str:
     took = duration(task.elapsed or 0.0)
     if task.total is None:
         return f"{task.description}: {took} so far"
+    if task.finished and task.total == 1:
+        return f"{task.description}: done in {duration(task.finished_time or 0.0)}"
     done = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}"
     if task.finished:
         return f"{done}, done in {duration(task.finished_time or 0.0)}"

@@ -58,9 +58,11 @@ def test_a_step_that_takes_long_by_itself_says_that_it_goes_on(capsys):
         bars.update(bar, description="Checking")
         bars.add_task("devices", total=3)
         time.sleep(0.35)
+        bars.update(bar, completed=1, total=1)
     told = capsys.readouterr().err
     assert re.search(r"^Reading: \d s so far$", told, re.MULTILINE)
     assert re.search(r"^Checking: \d s so far; devices: 0 of 3, \d s so far$", told, re.MULTILINE)
+    assert re.search(r"^Checking: done in \d s$", told, re.MULTILINE)
 
 
 def interrupted() -> None:
