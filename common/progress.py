@@ -59,10 +59,11 @@ class Lines(Progress):
     """Progress as plain lines, from a thread of its own: also of a step that takes long by itself."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console=console, disable=True, speed_estimate_period=SPEED_SECONDS)
+        super().__init__(console=console, disable=True)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._tell_now_and_then, daemon=True)
-        self._told: set[TaskID] = set()
+        self._first: dict[TaskID, tuple[float, float]] = {}
+        """Tasks that were told -> when for the first time, and what was done of them then."""
 
     def start(self) -> None:
         """Begin to write lines."""
@@ -78,13 +79,19 @@ class Lines(Progress):
         began = time.monotonic()
         while not self._stopped.wait(max(SECONDS, LONGER * (time.monotonic() - began))):
             unfinished = [task for task in self.tasks if not task.finished]
-            self._write([*self._finished(), "; ".join(map(described, unfinished))])
-            self._told |= {task.id for task in unfinished}
+            self._write([*self._finished(), "; ".join(map(self._described, unfinished))])
 
     def _finished(self) -> list[str]:
-        finished = [task for task in self.tasks if task.finished and task.id in self._told]
-        self._told -= {task.id for task in finished}
+        finished = [task for task in self.tasks if task.finished and task.id in self._first]
+        for task in finished:
+            del self._first[task.id]
         return [described(task) for task in finished]
+
+    def _described(self, task: Task) -> str:
+        """A task in words, by its speed since it was told first: what was done before took no time."""
+        at, done = self._first.setdefault(task.id, (time.monotonic(), task.completed))
+        more = task.completed - done
+        return described(task, (time.monotonic() - at) / more if more > 0 else None)
 
     def _write(self, lines: list[str]) -> None:
         for line in filter(None, lines):
@@ -92,7 +99,7 @@ class Lines(Progress):
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def described(task: Task) -> str:
+def described(task: Task, seconds_each: float | None = None) -> str:
     """A task in words: "Seeding: 3 of 12, 40 s left", or how long it has taken where that is unknown."""
     took = duration(task.elapsed or 0.0)
     if task.total is None:
@@ -102,8 +109,9 @@ def described(task: Task) -> str:
     done = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}"
     if task.finished:
         return f"{done}, done in {duration(task.finished_time or 0.0)}"
-    left = task.time_remaining
-    return f"{done}, {took} so far" if left is None else f"{done}, {duration(left)} left"
+    if seconds_each is None:
+        return f"{done}, {took} so far"
+    return f"{done}, {duration(seconds_each * (task.total - task.completed))} left"
 
 
 def duration(seconds: float) -> str:

@@ -41,8 +41,22 @@ def test_a_line_says_what_how_much_of_how_much_and_how_long_the_rest_takes(capsy
     assert all(found), lines
     done = [int(match[1].replace(",", "")) for match in found]
     assert done == sorted(done)
-    assert {match[3] for match in found[1:]} == {"left"}
+    assert found[-1][3] == "left"
     assert re.fullmatch(r"Seeding: 2,000 of 2,000, done in \d+ s", last)
+
+
+@pytest.mark.usefixtures("often")
+def test_what_was_done_before_makes_the_rest_no_faster(capsys):
+    """A hundred of a hundred and three are there at once; each of the others takes half a second."""
+    with progress() as bars:
+        bar = bars.add_task("Inspecting", total=103)
+        bars.update(bar, completed=100)
+        for done in (101, 102):
+            time.sleep(0.5)
+            bars.update(bar, completed=done)
+        time.sleep(0.15)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"Inspecting: 102 of 103, [01] s left", last)
 
 
 def test_short_work_says_nothing(capsys):
