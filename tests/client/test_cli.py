@@ -417,7 +417,7 @@ def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
     }  # fmt: skip
     tell(facts, "stored as entry [/bold]\x1b[2J[red]", as_json=False)
     shown = capsys.readouterr().out
-    assert "stored as entry [/bold]\ufffd[2J[red]" in shown
+    assert r"stored as entry [/bold]\x1b[2J[red]" in shown
     for said in (
         "1.5 of 2 ms (75.0%), by torch 2.8", "11 tasks voted, similar by 0.90,", "and 1 more",
         "healed by the server", "8: request 5, mask 3", "network 7",

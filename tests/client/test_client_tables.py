@@ -30,6 +30,8 @@ FACTS = {
     "origin": "vote",
     "similarities": [0.75] * 14,
     "healed": True,
+    "kept": 50,
+    "held_out": 120,
     "units": 1_281_166,
     "of": 12_811_670,
     "parameters": 11_689_512,
@@ -53,7 +55,7 @@ def test_what_an_adaptation_came_to():
 def test_what_a_device_would_send(request_of, budget):
     description = request_of(budget)
     message, fields = disclose(description, None)
-    printed = narrow(partial(tell_request, description, None, message, fields, KEPT))
+    printed = narrow(partial(tell_request, description, CLASSES, None, message, fields, KEPT))
     assert {description.request_id, description.signature.probe} <= set(printed.split())
 
 

@@ -374,7 +374,7 @@ def test_held_out_images_compare_networks_and_are_fitted_to_all_the_same(ours):
     held = held_out(task.train.labels, generator())
     network = network_of(ours)
     found = examine(network, task.train, 3, generator(), 2048, held=held, tuned=True)
-    assert int(found.held.sum()) == int(held.sum()) == 9
+    assert int(found.held.sum()) == int(held.sum()) == 12
     assert found.classes.counts.tolist() == [30, 30, 30]
     rows = found.features.double()
     choice = choose_classifier(rows, found.labels, 3, found.weights, found.held)
