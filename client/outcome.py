@@ -105,11 +105,11 @@ def _kept(facts: Facts, iterations: int) -> str:
     kept, held_out = facts["kept"], facts["held_out"]
     if not iterations:
         return ""
-    judged = f"by {held_out:,} training images that were not tuned on"
-    if kept == iterations:
-        return f"the network after {kept} iterations, the best {judged}" if held_out else ""
+    if not held_out and kept == iterations:
+        return ""
     which = "as it was before tuning" if kept == 0 else f"after {kept} of {iterations} iterations"
-    return f"the network {which}: tuning on made it worse, {judged}"
+    by = f", the best by {held_out:,} training images that were not tuned on" if held_out else ""
+    return f"the network {which}{by}"
 
 
 def _neighbours(facts: Facts) -> str:

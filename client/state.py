@@ -272,6 +272,7 @@ class State:
                 self._keep_adaptation(step)
             case Receipt():
                 self._seal(RECEIPT, encode_receipt(step))
+                self.tuning_file.remove()  # a kill may have come before it was removed
         for path in partial_files(self.directory):
             path.unlink()
         return step

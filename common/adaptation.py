@@ -32,9 +32,9 @@ from common.tuning_file import TuningFile
 
 Progress = Callable[[int, int], None]
 """Called with iterations done and iterations in all: at the start, and after each."""
-COMPARED_EVERY, COMPARED_SHARE = 25, 0.1
-"""Iterations after which the network is compared with the best one so far: so many, and at least this
-share of all, as each comparison takes about as long as fitting."""
+COMPARED_EVERY, COMPARED_SHARE, COMPARING_TIME = 25, 0.1, 0.2
+"""Iterations after which the network is compared with the best one so far: so many, at least this share
+of all, and so seldom that comparing takes at most this share of the time that tuning takes."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,10 @@ def adapt_network(
     units ranked by first-order Taylor; with `pruning`, the network is cut to `target` units per group on
     the way. Keep the best: a part of the training images is held out from tuning and compares the
     network as it was fitted, some on the way (see COMPARED_EVERY) and the last one, each with its
-    classifier fitted anew. The one of the lowest cross-entropy is kept; of equal ones the later.
-    Evaluation images have no part in this: they give the accuracy before, after, and at `evaluate_at`
-    iterations.
-
-    What no iteration ranked or cut is ranked and cut by gradients of a few batches in the end.
+    classifier fitted anew. With `pruning`, only networks of the final size are compared: the first one is
+    what gradients of a few batches rank and cut before any iteration. The one of the lowest cross-entropy
+    is kept; of equal ones the later. Evaluation images and `evaluate_at` have no part in this: they give
+    the accuracy before, after, and at those iterations.
 
     Within `settings.max_seconds` fewer iterations are done, none where there is no time for one, and the
     best network is kept where tuning diverges; fitting, judging and ranking by one batch are done in any
@@ -115,7 +114,7 @@ def adapt_network(
         work.fit()
     if work.has_time_to_tune():
         work.tune()
-    return work.best_ranked_and_cut()
+    return work.best()
 
 
 class _Adaptation:
@@ -142,6 +141,8 @@ class _Adaptation:
         self._progress = progress
         self._clock = _Clock()
         self._accuracies: dict[int, float] = {}
+        self._once: dict[str, float] = {}
+        """Seconds that fitting and judging took the first time."""
         self._best = BestNetwork(mask)
         self.goes_on = False
         """Whether a file told how far it had come."""
@@ -153,7 +154,7 @@ class _Adaptation:
         file: TuningFile | None,
     ) -> None:
         """Begin, or go on where the file was written last."""
-        self._target = None if pruning is None else target
+        self._target = _reachable(self._mask, target) if pruning is not None else None
         self._file = file
         self._identity = self._identified(pruning) if file is not None else ""
         kept = None if file is None else file.read(self._identity)
@@ -161,6 +162,7 @@ class _Adaptation:
             told = json.loads(kept[1]["adaptation"])
             self._clock.seconds = {step: float(took) for step, took in told["seconds"].items()}
             self._accuracies = {int(done): float(share) for done, share in told["accuracies"].items()}
+            self._once = {step: float(took) for step, took in told["once"].items()}
         labels = self._task.train.labels
         self._held = held_out(labels, self._generator)
         own = SomeImages(self._task.train, torch.nonzero(~self._held).flatten())
@@ -170,6 +172,7 @@ class _Adaptation:
                 self._network, self._backbone, self._task, self._settings, spent
             )
             self._settings = self._limits.settings
+        self._limits.tuned_seconds = self._clock.seconds["tune"]
         stages = stages_of(self._settings, self._mask, target, pruning)
         self._least_iterations = len(stages)
         self._tuning = Tuning(
@@ -188,15 +191,18 @@ class _Adaptation:
             found = self._fitted(self._network, self._generator, tuned=False)
         with self._clock.of("evaluate"):
             self._accuracies[0] = self._accuracy(self._network)
-        self._best.offer(self._network, self._mask, None, 0, found.loss)
+        self._once = {step: self._clock.seconds[step] for step in ("fit", "evaluate")}
+        if self._target is None:
+            self._best.offer(self._network, self._mask, None, 0, found.loss)
+        else:
+            self._offer_cut(self._target)
         start_from_means(self._network, self._backbone, found)
         del found
         give_back()
 
     def has_time_to_tune(self) -> bool:
         """Whether there are iterations to do, and time for the least of them."""
-        looked_at = min(len(self._task.train), self._settings.fit_images)
-        self._limits.reserve(self._clock.seconds, looked_at)
+        self._limits.reserve(self._once, self._looked_at)
         return self.goes_on or self._limits.time_to_tune(self._least_iterations)
 
     def tune(self) -> None:
@@ -214,43 +220,55 @@ class _Adaptation:
                 self._limits.remarks.append(f"{diverged}; the best network before that was kept")
             give_back()
 
-    def best_ranked_and_cut(self) -> Adapted:
-        """The best network; where no iteration ranked or cut its units, a few batches do."""
-        best, settings = self._best, self._settings
-        network, mask, scores = best.network(self._backbone), best.mask, best.scores
+    def best(self) -> Adapted:
+        """The best network; where no iteration ranked its units, a few batches do."""
+        best = self._best
+        network, scores = best.network(self._backbone), best.scores
         if scores is None:
-            with self._clock.of("tune"):
-                scores = rank(
-                    network,
-                    mask,
-                    self._task.train,
-                    settings.batch_size,
-                    self._generator,
-                    self._limits.ranking_batches,
-                    micro_batch=settings.micro_batch,
-                    precision=settings.precision,
-                )
-        measured = best.iterations in self._accuracies
-        if self._target is not None:
-            target = [min(want, held) for want, held in zip(self._target, mask.counts, strict=True)]
-            if tuple(target) != mask.counts:
-                smaller = Mask.keep_top(mask.structure, scores, target)
-                left = cut(network.state_dict(), smaller, within=mask)
-                network, mask, measured = rebuild(self._backbone, left), smaller, False
-                with self._clock.of("fit"):
-                    self._fitted(network, self._generator, tuned=False)
+            scores = self._ranked(network, best.mask)
+        done = self._tuning.done
+        # Cut before any iteration, it is not the network whose accuracy was measured at 0.
+        measured = best.iterations in self._accuracies and not (self._target and not best.iterations)
         with self._clock.of("evaluate"):
-            self._accuracies[self._tuning.done] = (
+            self._accuracies[done] = (
                 self._accuracies[best.iterations] if measured else self._accuracy(network)
             )
         return Adapted(
-            Pruned(network, mask, scores),
+            Pruned(network, best.mask, scores),
             self._accuracies,
             self._clock.seconds,
             tuple(self._limits.remarks),
             best.iterations,
             int(self._held.sum()),
         )
+
+    @property
+    def _looked_at(self) -> int:
+        return min(len(self._task.train), self._settings.fit_images)
+
+    def _ranked(self, network: nn.Module, mask: Mask) -> Scores:
+        settings = self._settings
+        with self._clock.of("tune"):
+            return rank(
+                network,
+                mask,
+                self._task.train,
+                settings.batch_size,
+                self._generator,
+                self._limits.ranking_batches,
+                micro_batch=settings.micro_batch,
+                precision=settings.precision,
+            )
+
+    def _offer_cut(self, target: Sequence[int]) -> None:
+        """Offer the network of the final size that gradients of a few batches rank and cut."""
+        scores = self._ranked(self._network, self._mask)
+        smaller = Mask.keep_top(self._mask.structure, scores, target)
+        left = cut(self._network.state_dict(), smaller, within=self._mask)
+        network = rebuild(self._backbone, left)
+        with self._clock.of("fit"):
+            found = self._fitted(network, torch.Generator().manual_seed(0), tuned=False)
+        self._best.offer(network, smaller, scores, 0, found.loss)
 
     def _fitted(self, network: nn.Module, generator: torch.Generator, *, tuned: bool) -> Fitted:
         """Fit batch norm and classifier of a network; what was found."""
@@ -267,27 +285,33 @@ class _Adaptation:
         found.assign(network, self._backbone)
         return found
 
-    def _compare(self, scores: Scores | None) -> None:
-        """Fit the network as it is, judge it where that is asked for, and keep it if it is the best."""
+    def _compare(self, scores: Scores | None, *, offered: bool = True) -> None:
+        """Fit the network as it is; keep it if it is offered and the best; judge it where asked for."""
         tuning, done = self._tuning, self._tuning.done
         with self._clock.of("fit"):
             found = self._fitted(tuning.network, torch.Generator().manual_seed(done), tuned=True)
-        if tuning.at_final_size:
+        if offered:
             self._best.offer(tuning.network, tuning.mask, scores, done, found.loss)
         if done in self._evaluate_at:
             with self._clock.of("evaluate"):
                 self._accuracies[done] = self._accuracy(tuning.network)
 
+    @property
+    def _compared_every(self) -> int:
+        """Iterations between two comparisons; each takes two forward passes of what is looked at."""
+        settings = self._settings
+        passes = 2 * self._looked_at / (3 * settings.batch_size)
+        share = COMPARED_SHARE * settings.iterations
+        return math.ceil(max(COMPARED_EVERY, share, passes / COMPARING_TIME))
+
     def _after_iteration(self, done: int) -> None:
         self._tell(done)
-        iterations = self._settings.iterations
-        every = max(COMPARED_EVERY, math.ceil(COMPARED_SHARE * iterations))
-        compared = self._tuning.at_final_size and done % every == 0
-        last = done == iterations
-        if (compared or done in self._evaluate_at) and not last and self._limits.time_to_evaluate:
+        offered = self._tuning.at_final_size and done % self._compared_every == 0
+        last, time_left = done == self._settings.iterations, self._limits.time_to_evaluate
+        if (offered or done in self._evaluate_at) and not last and time_left:
             with _as_it_was(self._tuning.network, self._backbone):
-                self._compare(self._tuning.scores())
-        if self._file is not None and self._file.due:
+                self._compare(self._tuning.scores(), offered=offered)
+        if self._file is not None and self._file.due and time_left:
             self._store(self._file)
 
     def _tell(self, done: int) -> None:
@@ -300,16 +324,21 @@ class _Adaptation:
     def _store(self, file: TuningFile) -> None:
         tensors, words = self._tuning.stored()
         best_tensors, best_words = self._best.stored()
-        told = {"seconds": self._clock.so_far, "accuracies": self._accuracies}
+        told = {
+            "seconds": self._clock.so_far,
+            "accuracies": self._accuracies,
+            "once": self._once,
+        }
         words = {**words, **best_words, "adaptation": json.dumps(told)}
         try:
             file.write(self._identity, {**tensors, **best_tensors}, words)
         except InputError as error:
-            self._file = None
-            self._limits.remarks.append(f"{error}; tuning went on, but could not have been resumed")
+            remark = f"{error}; how far tuning had come was not kept"
+            if remark not in self._limits.remarks:
+                self._limits.remarks.append(remark)
 
     def _identified(self, pruning: PruningSettings | None) -> str:
-        """A digest of all that decides what comes out, but for the limits of time and memory."""
+        """A digest of what is asked for: settings, labels, network and random state, but no limits."""
         digest = hashlib.sha256(self._generator.get_state().numpy().tobytes())
         for labels in (self._task.train.labels, self._task.evaluation.labels):
             digest.update(labels.numpy().tobytes())
@@ -317,6 +346,14 @@ class _Adaptation:
         told = (settings, pruning, self._target, self._mask.digest, self._task.classes)
         digest.update(f"{told} {weights_digest(self._network.state_dict())}".encode())
         return digest.hexdigest()
+
+
+def _reachable(mask: Mask, target: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The target within what the mask holds; None where nothing is to be cut."""
+    if target is None:
+        return None
+    counts = tuple(min(want, held) for want, held in zip(target, mask.counts, strict=True))
+    return None if counts == mask.counts else counts
 
 
 @contextmanager
@@ -353,8 +390,10 @@ class _Clock:
         """Count the time from here on as this step's."""
         began, outer, self._inner = time.perf_counter(), self._inner, 0.0
         self._running.append((step, began))
-        yield
-        self._running.pop()
-        took = time.perf_counter() - began
-        self.seconds[step] += took - self._inner
-        self._inner = outer + took
+        try:
+            yield
+        finally:
+            self._running.pop()
+            took = time.perf_counter() - began
+            self.seconds[step] += took - self._inner
+            self._inner = outer + took

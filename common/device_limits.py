@@ -43,6 +43,8 @@ class DeviceLimits:
     deadline: Deadline | None = None
     remarks: list[str] = field(default_factory=list)
     step_seconds: float = 0.0
+    tuned_seconds: float = 0.0
+    """How long tuning took in processes before this one."""
     _reserved: float = 0.0
 
     @classmethod
@@ -134,8 +136,11 @@ class DeviceLimits:
 
     @property
     def tuning_deadline(self) -> Deadline | None:
-        """From now until what comes after tuning has to begin."""
-        return None if self.deadline is None else Deadline.after(self.deadline.left - self._reserved)
+        """Until what comes after tuning has to begin; it began when tuning did, in whichever process."""
+        if self.deadline is None:
+            return None
+        rest = Deadline.after(self.deadline.left - self._reserved)
+        return Deadline(rest.began - self.tuned_seconds, rest.end)
 
     @property
     def time_to_evaluate(self) -> bool:

@@ -225,7 +225,7 @@ class Fitted:
     `features` float32 (N, D), `labels` int64 (N,) and `held` bool (N,) are of the images it looked at, in
     random order and of all classes; `held` marks those that tuning must not see. `weights` float64 (K,)
     are how many images of the task one of each class stands for. `loss` compares one network with
-    another: the mean cross-entropy of the images that are held out; NaN without such images.
+    another: the mean cross-entropy of the images that are held out; NaN where they are too few.
     """
 
     classes: GaussianClasses
@@ -279,25 +279,53 @@ def examine(
     classified in the cross-validation.
 
     Where the task has more images than `count`, the same number of every class is looked at, as far as
-    there are, and how frequent a class is comes from all labels: no class is left out unless there are
-    more than `count`. Raises Diverged where features are not finite.
+    there are, and at least two; how frequent a class is comes from all labels. Raises Diverged where
+    features are not finite.
     """
     recalibrate_batch_norm(network, images, generator, count, batch)
     order = torch.randperm(len(images), generator=generator)
-    chosen = order[torch.isin(order, in_turn(images.labels, order)[:count])]
+    apart = torch.zeros(len(images), dtype=torch.bool) if held is None else held
+    most = max(count, 2 * classes)
+    chosen = order[
+        torch.isin(order, in_turn(images.labels, _mixed_order(order, apart, images.labels))[:most])
+    ]
     kept = all_features(network, images, chosen, batch)
     if not is_finite(kept):
-        raise Diverged("the network's features are not finite; tune it at a smaller learning rate")
+        raise Diverged(
+            "the network's features are not finite; if it was tuned, give a smaller learning rate"
+        )
     labels = images.labels[chosen]
     looked_at = torch.bincount(labels, minlength=classes).clamp(min=1)
     weights = torch.bincount(images.labels, minlength=classes).double() / looked_at
-    apart = torch.zeros(len(chosen), dtype=torch.bool) if held is None else held[chosen]
+    apart = apart[chosen]
     rows = kept.double()
     compared = choose_classifier(rows, labels, classes, weights, apart)
     everything = torch.ones(len(chosen), dtype=torch.bool)
     choice = compared if tuned else choose_classifier(rows, labels, classes, weights, everything)
+    # Fewer images than parts say nothing about which network is better.
+    loss = compared.loss if int(apart.sum()) >= FOLDS else math.nan
     found = GaussianClasses.of(rows, labels, classes, weights)
-    return Fitted(found, choice, compared.loss, labels, apart, weights, kept)
+    return Fitted(found, choice, loss, labels, apart, weights, kept)
+
+
+def _mixed_order(order: Tensor, apart: Tensor, labels: Tensor) -> Tensor:
+    """An order of images in which each class begins with one to tune on and one that is held out.
+
+    So however few images of a class are looked at, both are among them. The rest stays in its order.
+    """
+    own, held = order[~apart[order]], order[apart[order]]
+    first_own, first_held = (_first_of_each(part, labels) for part in (own, held))
+    first = torch.cat([first_own, first_held])
+    return torch.cat([first, order[~torch.isin(order, first)]])
+
+
+def _first_of_each(order: Tensor, labels: Tensor) -> Tensor:
+    """The first image of each class, in the order of classes."""
+    by_class = order[labels[order].argsort(stable=True)]
+    own = labels[by_class]
+    begins = torch.ones(len(own), dtype=torch.bool)
+    begins[1:] = own[1:] != own[:-1]
+    return by_class[begins]
 
 
 def choose_classifier(
@@ -314,6 +342,8 @@ def choose_classifier(
     that, a few images that are all classified right would ask for a certainty without limit.
     """
     places = torch.nonzero(judged).flatten()
+    # By class, so that no part has more of one class than another has.
+    places = places[labels[places].argsort(stable=True)]
     logits: dict[float, list[Tensor]] = {shrinkage: [] for shrinkage in SHRINKAGES}
     classified = []
     for part in (places[start::FOLDS] for start in range(min(FOLDS, len(places)))):
@@ -329,7 +359,7 @@ def choose_classifier(
     if not len(known):
         return Choice(1.0, _cautious_scale(GaussianClasses.of(rows, labels, classes, weights)), math.nan)
     smoothing = 1 / (len(known) + 2)
-    joined = {shrinkage: torch.cat(of_parts) for shrinkage, of_parts in logits.items()}
+    joined = {shrinkage: torch.cat(logits.pop(shrinkage)) for shrinkage in SHRINKAGES}
     smoothed = {one: _best_scale(given, known, weights, smoothing) for one, given in joined.items()}
     shrinkage = min(smoothed, key=lambda one: smoothed[one][0])
     _, scale = smoothed[shrinkage]

@@ -11,7 +11,7 @@ import json
 import math
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
@@ -88,6 +88,19 @@ def blank_file(
 
     The same text for the same arguments. Raises WeightsError on a dtype that the format has not.
     """
+    text, ends = _header(kinds, metadata)
+    begin = start = 8 + len(text)
+    array = _memory(start + max(ends.values(), default=0))
+    array[:start] = np.frombuffer(len(text).to_bytes(8, "little") + text, dtype=np.uint8)
+    places = {}
+    for name, end in ends.items():
+        places[name] = _place(array, begin, start + end, *kinds[name])
+        begin = start + end
+    return array.data, places
+
+
+def _header(kinds: Mapping[str, Kind], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file of such tensors, padded, and where each one ends behind it, in their order."""
     unknown = {str(kind.dtype) for kind in kinds.values() if kind.dtype not in NAMES}
     if unknown or METADATA in kinds:
         raise WeightsError(
@@ -97,24 +110,30 @@ def blank_file(
     # Wide numbers first: every tensor then lies on a multiple of its own width.
     ordered = sorted(kinds.items(), key=lambda item: -WIDTHS[item[1].dtype])
     parts = [f"{quoted(METADATA)}:{json.dumps(dict(sorted(metadata.items())), ensure_ascii=False)}"]
-    ends, end = [], 0
+    ends: dict[str, int] = {}
+    end = 0
     for name, (dtype, shape) in ordered:
         begin, end = end, end + math.prod(shape) * WIDTHS[dtype]
         sizes = ",".join(map(str, shape))
         parts.append(
             f'{quoted(name)}:{{"dtype":"{NAMES[dtype]}","shape":[{sizes}],"data_offsets":[{begin},{end}]}}'
         )
-        ends.append(end)
+        ends[name] = end
     text = f"{{{','.join(parts)}}}".encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT_BYTES)
-    begin = start = 8 + len(text)
-    array = _memory(start + end)
-    array[:start] = np.frombuffer(len(text).to_bytes(8, "little") + text, dtype=np.uint8)
-    places = {}
-    for (name, (dtype, shape)), end in zip(ordered, ends, strict=True):
-        places[name] = _place(array, begin, start + end, dtype, shape)
-        begin = start + end
-    return array.data, places
+    return text + b" " * (-(8 + len(text)) % ALIGNMENT_BYTES), ends
+
+
+def parts_of_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Data]:
+    """The bytes of a file of these tensors, part by part: one tensor at a time is copied, if any is.
+
+    Errors as of `blank_file`.
+    """
+    kinds = {name: Kind(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    text, ends = _header(kinds, metadata)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ends:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> memoryview:

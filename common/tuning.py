@@ -127,7 +127,8 @@ class Tuning:
         here = self._stages[self._number].iterations - self._steps.done
         with only_tuned(self.network, self._backbone, self._settings.tuned):
             self._steps.run(
-                deadline=None if deadline is None or not left else deadline.part(here / left),
+                # All of it is given on as it is: it may have begun in another process.
+                deadline=deadline if deadline is None or here == left else deadline.part(here / left),
                 after_backward=self._taylor.observe if self._settings.tuned == "all" else None,
                 after_iteration=None if after_iteration is None else lambda _: after_iteration(self.done),
             )

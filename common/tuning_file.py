@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import time
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InputError, MaskvoteError
-from common.files import read_whole, write_whole
+from common.files import read_whole, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ VERSION = 1
 EVERY_SECONDS = 5.0
 """Least time between two writes."""
 MOST_SHARE = 0.05
-"""Most of the time that writing takes: on a slow disk it is written less often."""
+"""The largest share of the time that writing may take: on a slow disk it is written less often."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -42,7 +43,7 @@ class TuningFile:
 
         with suppress(MaskvoteError):
             data = read_whole(self.path)
-            digest, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+            content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
             if hashlib.sha256(content).digest() == digest:
                 tensors, words = read_tensors(content)
                 if words.get("identity") == f"{VERSION} {identity}":
@@ -55,24 +56,31 @@ class TuningFile:
         return time.monotonic() >= self._next
 
     def write(self, identity: str, tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> None:
-        """Write what is to be kept. InputError where the disk does not take it."""
-        from common.tensor_file import write_tensors
+        """Write what is to be kept, without a copy of it in memory.
+
+        InputError where the disk does not take it; then it is due again after some time.
+        """
+        from common.tensor_file import parts_of_file
 
         began = time.monotonic()
-        content = write_tensors(
-            {name: tensor.detach().cpu() for name, tensor in tensors.items()},
-            {**words, "identity": f"{VERSION} {identity}"},
-        )
-        write_whole(self.path, hashlib.sha256(content).digest(), content)
-        self.path.chmod(0o600)
-        if self._every:
-            now = time.monotonic()
-            self._next = now + max(self._every, (now - began) / MOST_SHARE)
+        digest = hashlib.sha256()
+        try:
+            with writing(self.path, private=True) as file:
+                for part in parts_of_file(tensors, {**words, "identity": f"{VERSION} {identity}"}):
+                    digest.update(part)
+                    file.write(part)
+                file.write(digest.digest())
+        finally:
+            if self._every:
+                now = time.monotonic()
+                self._next = now + max(self._every, (now - began) / MOST_SHARE)
 
     def remove(self) -> None:
-        """Remove the file, where there is one. InputError where it cannot be removed."""
+        """Remove the file, and what a killed process left of one. InputError where it cannot be done."""
         try:
             self.path.unlink(missing_ok=True)
+            for path in self.path.parent.glob(f".{glob.escape(self.path.name)}-*"):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be removed ({error.strerror or error}); remove it yourself"

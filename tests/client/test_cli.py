@@ -436,10 +436,10 @@ def test_what_a_server_names_does_not_order_the_terminal_about(capsys):
         (
             50,
             12,
-            "the network after 50 iterations, the best by 12 training images that were not tuned on",
+            "the network after 50 of 50 iterations, the best by 12 training images that were not",
         ),
-        (25, 12, "the network after 25 of 50 iterations: tuning on made it worse, by 12 training"),
-        (0, 1200, "the network as it was before tuning: tuning on made it worse, by 1,200 training"),
+        (25, 12, "the network after 25 of 50 iterations, the best by 12 training images"),
+        (0, 1200, "the network as it was before tuning, the best by 1,200 training images"),
     ],
 )
 def test_which_network_was_kept_is_told(capsys, kept, held_out, said):

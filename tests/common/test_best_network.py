@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from toy_adaptation import SETTINGS, adapt, weights_of
 from toys import images_of, task_of
 
@@ -55,22 +53,28 @@ def test_images_that_compare_networks_are_not_tuned_on(ours, half, task):
     assert adapted.held_out == len(held) == 6
 
 
-def test_the_network_of_the_lowest_loss_on_held_out_images_is_kept(ours, half, monkeypatch):
-    """And its accuracy is told as the one in the end. Tuning at this rate only makes things worse."""
-    losses: dict[int, float] = {}
+@pytest.fixture
+def offered(monkeypatch) -> dict[int, tuple[float, tuple[int, ...]]]:
+    """The loss and the size of every network that was compared, by iterations done."""
+    noted: dict[int, tuple[float, tuple[int, ...]]] = {}
     offer = BestNetwork.offer
 
-    def noted(self, network, mask, scores, iterations, loss):
-        losses[iterations] = loss
+    def note(self, network, mask, scores, iterations, loss):
+        noted[iterations] = loss, mask.counts
         offer(self, network, mask, scores, iterations, loss)
 
-    monkeypatch.setattr(BestNetwork, "offer", noted)
+    monkeypatch.setattr(BestNetwork, "offer", note)
+    return noted
+
+
+def test_the_network_of_the_lowest_loss_on_held_out_images_is_kept(ours, half, offered):
+    """And its accuracy is told as the one in the end. Tuning at this rate only makes things worse."""
     images = [images_of(ours.backbone, per_class=40, seed=seed, noise=60) for seed in (1, 2)]
     task = Task(tuple("abc"), *images)
     wild = FineTuneSettings(iterations=60, learning_rate=300.0, batch_size=24, final_rate=1.0)
     adapted = adapt(ours, half, task, settings=wild, evaluate_at=(25, 50))
-    assert sorted(losses) == [0, 25, 50, 60]
-    assert losses[adapted.kept] == min(losses.values())
+    assert sorted(offered) == [0, 25, 50, 60]
+    assert offered[adapted.kept] == min(offered.values())
     assert adapted.kept < 60
     assert adapted.after == adapted.accuracies[adapted.kept]
     assert accuracy(adapted.network, task.evaluation) == adapted.after
@@ -78,7 +82,6 @@ def test_the_network_of_the_lowest_loss_on_held_out_images_is_kept(ours, half, m
 
 def test_units_of_a_network_that_was_kept_on_the_way_rank_as_they_did_then(ours, half, monkeypatch):
     """The mask that goes back is of the network that was kept."""
-    stopped = adapt(ours, half, task_of(ours.backbone), settings=replace(SETTINGS, iterations=25))
     first_is_best = {25: 1.0, 50: 2.0}
     offer = BestNetwork.offer
     monkeypatch.setattr(
@@ -95,7 +98,6 @@ def test_units_of_a_network_that_was_kept_on_the_way_rank_as_they_did_then(ours,
     for name in half:
         assert np.array_equal(early.pruned.scores[name], same_rate.pruned.scores[name])
     assert torch.equal(weights_of(early), weights_of(same_rate))
-    assert stopped.kept in (0, 25)
 
 
 @pytest.mark.parametrize("iterations", [0, 20])
@@ -114,29 +116,55 @@ def test_probabilities_say_how_often_the_network_is_right(ours, half, iterations
 
 
 @pytest.mark.parametrize("iterations", [1, 12])
-def test_a_network_that_is_cut_in_its_last_iteration_is_compared_and_kept(ours, half, iterations):
-    """With no iteration left to settle in, it is the only one of its size."""
+def test_a_network_that_is_cut_in_its_last_iteration_is_compared_too(ours, half, offered, iterations):
+    """Though no iteration is left in which it could settle."""
     target = tuple(max(1, count // 2) for count in half.counts)
     pruning = PruningSettings(rounds=2, settle=0.0)
     settings = replace(SETTINGS, iterations=iterations)
     adapted = adapt(ours, half, task_of(ours.backbone), settings=settings, target=target, pruning=pruning)
-    assert adapted.kept == adapted.iterations == iterations
-    assert adapted.pruned.mask.counts == target
+    assert sorted(offered) == [0, iterations]
+    assert {counts for _, counts in offered.values()} == {target} == {adapted.pruned.mask.counts}
+    assert offered[adapted.kept] == min(offered.values())
 
 
-@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.integers(0, 2**31))
-def test_a_tenth_of_each_class_compares_networks_and_more_of_a_small_one(counts, seed):
-    """Of 3 to 9 images one, of 10 two, of 15 three, of 20 to 49 four."""
-    labels = torch.cat([torch.full((count,), k) for k, count in enumerate(counts)])
-    held = held_out(labels, torch.Generator().manual_seed(seed))
-    for k, count in enumerate(counts):
-        expected = max(count // 10, min(count // 5, 4), count >= 3)
-        assert int(held[labels == k].sum()) == expected
-    assert held.shape == labels.shape
+def test_with_pruning_the_first_network_is_what_gradients_rank_and_cut_before_any_iteration(
+    ours, half, offered
+):
+    """It is what is left where tuning diverges, and else it is compared with the tuned ones."""
+    images = [images_of(ours.backbone, per_class=40, seed=seed, noise=60) for seed in (1, 2)]
+    task = Task(tuple("abc"), *images)
+    target = tuple(max(1, count // 2) for count in half.counts)
+    options = {"target": target, "pruning": PruningSettings(rounds=1)}
+    calm = FineTuneSettings(iterations=3, learning_rate=0.01, batch_size=24)
+    tuned = adapt(ours, half, task, settings=calm, **options)
+    assert sorted(offered) == [0, 3]
+    assert offered[tuned.kept] == min(offered.values())
+    wild = replace(calm, learning_rate=1e12, max_seconds=600)
+    ruined = adapt(ours, half, task, settings=wild, **options)
+    assert ruined.kept == 0
+    untuned = adapt(ours, half, task, settings=replace(wild, iterations=0), **options)
+    assert ruined.pruned.mask == untuned.pruned.mask
+    assert ruined.pruned.mask.counts == target
+    assert ruined.after == untuned.after == accuracy(ruined.network, task.evaluation)
 
 
-def test_which_images_compare_networks_is_random_and_the_same_for_the_same_seed():
-    labels = torch.arange(300) % 3
-    first, again, other = (held_out(labels, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_where_accuracy_is_measured_on_the_way_does_not_change_which_network_is_kept(ours, half):
+    images = [images_of(ours.backbone, per_class=40, seed=seed, noise=60) for seed in (1, 2)]
+    task = Task(tuple("abc"), *images)
+    settings = FineTuneSettings(iterations=30, learning_rate=10.0, batch_size=24, final_rate=1.0)
+    without = adapt(ours, half, task, settings=settings)
+    looked = adapt(ours, half, task, settings=settings, evaluate_at=(3, 7, 11, 12, 20, 24, 29))
+    assert looked.kept == without.kept
+    assert torch.equal(weights_of(looked), weights_of(without))
+
+
+def test_too_few_held_out_images_choose_nothing(ours, half):
+    """Of classes of two images and one of three, a single image is held out: the last network stays."""
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    pixels = images_of(ours.backbone, per_class=3).pixels[:7]
+    task = task_of(ours.backbone)
+    few = Task(task.classes, PixelImages(pixels, labels, ours.backbone), task.evaluation)
+    wild = FineTuneSettings(iterations=3, learning_rate=1e3, batch_size=6, final_rate=1.0)
+    adapted = adapt(ours, half, few, settings=wild)
+    assert adapted.held_out == 1
+    assert adapted.kept == 3

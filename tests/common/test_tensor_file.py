@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from common.errors import WeightsError
-from common.tensor_file import DTYPES, Kind, blank_file, read_tensors, write_tensors
+from common.tensor_file import DTYPES, Kind, blank_file, parts_of_file, read_tensors, write_tensors
 from common.tensor_layout import MAX_HEADER_BYTES
 
 TENSORS = {
@@ -288,3 +288,15 @@ def test_headers_of_odd_numbers_are_refused_or_read_as_the_library_reads_them(he
     except WeightsError:
         return
     assert same(tensors, load(data))
+
+
+def test_a_file_written_part_by_part_is_the_file_written_at_once():
+    tensors = {
+        "weights": torch.arange(6.0).reshape(2, 3).T,  # not contiguous
+        "halves": torch.arange(3, dtype=torch.float16),
+        "flags": torch.tensor([True, False]),
+        "count": torch.tensor(7),
+        "none": torch.zeros(0, 4),
+    }
+    words = {"said": "some words"}
+    assert b"".join(parts_of_file(tensors, words)) == bytes(write_tensors(tensors, words))

@@ -1,6 +1,7 @@
 """An adaptation that is stopped goes on where its file was written last."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -99,7 +100,6 @@ def test_the_time_that_was_spent_before_counts_for_the_limit(ours, half, task, t
         adapt(ours, half, task, settings=limited, progress=stop, file=TuningFile(path, every=0))
     again = adapt(ours, half, task, settings=replace(limited, max_seconds=1), file=TuningFile(path))
     assert again.iterations == 20
-    assert again.kept in (0, 20)
     (remark,) = again.remarks
     assert remark == "20 of 100000 iterations were done in the 1 seconds allowed"
 
@@ -110,7 +110,7 @@ def test_a_disk_that_takes_no_file_stops_no_tuning_and_is_told(ours, half, task,
     assert adapted.iterations == 8
     (remark,) = adapted.remarks
     assert remark.startswith(f"{lost} cannot be written (No such file or directory)")
-    assert remark.endswith("tuning went on, but could not have been resumed")
+    assert remark.endswith("how far tuning had come was not kept")
 
 
 def test_the_file_is_written_at_most_every_few_seconds_and_seldom_on_a_slow_disk(tmp_path, monkeypatch):
@@ -123,11 +123,13 @@ def test_the_file_is_written_at_most_every_few_seconds_and_seldom_on_a_slow_disk
     now[0] = 5.0
     assert file.due
 
-    def slow(path, *parts) -> None:
+    @contextmanager
+    def slow(path, private):
+        with path.open("wb") as opened:
+            yield opened
         now[0] += 1
-        path.touch()
 
-    monkeypatch.setattr("common.tuning_file.write_whole", slow)
+    monkeypatch.setattr("common.tuning_file.writing", slow)
     file.write("identity", {}, {})
     assert now[0] == 6.0
     now[0] = 25.9
