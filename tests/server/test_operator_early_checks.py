@@ -88,7 +88,11 @@ WRONG = {
     "no address for metrics": (f"{SERVE} --metrics here", 2, "it is HOST:PORT"),
     "an open door": (f"{SERVE} --address 0.0.0.0:0", 2, "without TLS they read every token"),
     "half of TLS": (f"{SERVE} --certificate a.pem", 2, "give both"),
-    "a certificate that is a text": (f"{SERVE} --certificate a.pem --key b.pem", 2, "TLS cannot use"),
+    "a certificate that is a text": (
+        f"{SERVE} --certificate a.pem --key b.pem",
+        2,
+        "holds no certificate",
+    ),
     "no limits": (f"{SERVE} --calls-per-minute 0", 2, "each is at least 1"),
     "no spool": (f"{SERVE} --spool no", 2, "no is not a directory"),
     "no public images": (f"{SERVE} --heal-images no", 2, "no is not a directory"),

@@ -32,6 +32,14 @@ def test_what_began_a_run_can_be_given_again_after_it_took_a_small_network(path)
     assert again.settings.small_model == "test_vit"
 
 
+@pytest.fixture
+def empty(tmp_path) -> Path:
+    """A directory in which there are no images."""
+    directory = tmp_path / "empty"
+    directory.mkdir()
+    return directory
+
+
 def told(*words: str) -> Result:
     """What the command says until it looks for the images, which are nowhere."""
     return CliRunner().invoke(experiment, words)
@@ -99,21 +107,21 @@ def test_what_is_given_beside_large_counts(tmp_path):
     assert settings.tasks_a_seed == LARGE["tasks_a_seed"]
 
 
-def test_a_run_is_the_same_by_every_name_of_its_models(tmp_path):
+def test_a_run_is_the_same_by_every_name_of_its_models(tmp_path, empty):
     for hub in ("timm/", "", "hf-hub:timm/"):
-        words = f"--backbone {hub}test_resnet --small {hub}test_vit --data nowhere --num-classes 5"
+        words = f"--backbone {hub}test_resnet --small {hub}test_vit --data {empty} --num-classes 5"
         result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
         assert isinstance(result.exception, TaskDataError)  # not: a run of other settings
     settings = RunDirectory(tmp_path / "run").settings
     assert (settings.model, settings.small_model) == ("test_resnet", "test_vit")
 
 
-def test_a_run_has_the_classes_of_its_checkpoint(tmp_path):
+def test_a_run_has_the_classes_of_its_checkpoint(tmp_path, empty):
     checkpoint = tmp_path / "backbone.safetensors"
     weights = random_weights(Backbone.from_timm("test_resnet", num_classes=7))
     save_file({f"module.{name}": tensor for name, tensor in weights.items()}, checkpoint)
     words = f"criteria --run {tmp_path / 'run'} --backbone test_resnet --checkpoint {checkpoint}"
-    words += " --data nowhere"
+    words += f" --data {empty}"
     wrong = told(*words.split(), "--num-classes", "5")
     assert isinstance(wrong.exception, InputError)
     assert "--num-classes is 5, and " in str(wrong.exception)
@@ -123,9 +131,9 @@ def test_a_run_has_the_classes_of_its_checkpoint(tmp_path):
     assert RunDirectory(tmp_path / "run").backbone.num_classes == 7
 
 
-def test_a_run_of_a_misspelt_model_does_not_begin(tmp_path):
+def test_a_run_of_a_misspelt_model_does_not_begin(tmp_path, empty):
     for words in ("--backbone test_rsnet", "--backbone test_resnet --small test_rsnet"):
-        words += " --data nowhere --num-classes 5"
+        words += f" --data {empty} --num-classes 5"
         result = told("criteria", "--run", str(tmp_path / "run"), *words.split())
         assert isinstance(result.exception, UnsupportedModel)
         assert "no model 'test_rsnet'; did you mean test_resnet" in str(result.exception)
