@@ -27,7 +27,6 @@ from common.adaptation import adapt_network
 from common.backbone import Backbone, classes_of, read_weights
 from common.budget import Budget
 from common.calibration import calibration_of, softmax
-from common.command_line import show
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
 from common.fitting import BATCH, on_device_of
@@ -35,6 +34,7 @@ from common.importance import magnitude
 from common.mask import Mask
 from common.rebuild import rebuild
 from common.subnetwork import cut
+from common.tables import show
 from common.task_data import Task
 from server.budget import allot
 from simulations.tasks import draw_tasks, read_pool
