@@ -30,7 +30,6 @@ from client.processor import processor
 from common.adaptation import Adapted, adapt_network
 from common.backbone import Backbone, Weights, read_weights
 from common.budget import Budget
-from common.command_line import show
 from common.exchange import Offer
 from common.files import write_whole
 from common.fine_tune import FineTuneSettings
@@ -43,6 +42,7 @@ from common.probe import Probe
 from common.proto_codec import encode_offer
 from common.signature import TaskSignature
 from common.subnetwork import SubNetwork
+from common.tables import show
 from common.task_data import Task
 from server.budget import allot
 from server.founding import PROBE_KEEP_RATIO, make_probe

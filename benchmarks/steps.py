@@ -31,10 +31,11 @@ from common.fitting import on_device_of
 from common.images import PixelImages
 from common.importance import magnitude
 from common.mask import Mask
-from common.pruning import tune_and_rank
+from common.pruning import stages_of
 from common.rebuild import rebuild
 from common.subnetwork import cut, masked
 from common.tables import show
+from common.tuning import Tuning
 from common.tuning_settings import FineTuneSettings
 
 CLASSES = 10
@@ -82,7 +83,9 @@ class Case:
         settings = FineTuneSettings(iterations=steps, batch_size=self.batch, learning_rate=1e-3)
         settings = replace(settings, **changes)
         lot = torch.Generator().manual_seed(0)
-        return lambda: tune_and_rank(network, self.backbone, self.masks[kind], self.images, settings, lot)
+        mask = self.masks[kind]
+        stages = stages_of(settings, mask)
+        return lambda: Tuning(network, self.backbone, mask, self.images, settings, lot, stages).run()
 
     def plain(self, kind: str, steps: int, compiled: bool = False) -> Step:
         """So many iterations of a bare loop on one batch."""
