@@ -160,7 +160,7 @@ def checked_graph(saved: SavedNetwork) -> CheckedGraph:
         )
     try:
         with quiet():
-            data = _graph(saved)
+            data = _graph_of_any_python(saved)
             difference = _difference(data, saved)
     except Exception as error:  # of any kind: the exporter is not ours
         pass_on(error)
@@ -174,6 +174,23 @@ def checked_graph(saved: SavedNetwork) -> CheckedGraph:
             f"the largest, {TOLERANCE:.0e} is allowed; nothing was written, export it as safetensors"
         )
     return CheckedGraph(data, difference)
+
+
+def _graph_of_any_python(saved: SavedNetwork) -> bytes:
+    """The graph, made once more where Python's own parser fails by chance.
+
+    CPython before 3.11.8 and 3.12.2 may miscount its recursion while it builds a syntax tree, which the
+    exporter asks for (python/cpython issue 106905).
+    """
+    try:
+        return _graph(saved)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SystemError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or "recursion depth mismatch" not in str(cause):
+            raise
+    return _graph(saved)
 
 
 def _graph(saved: SavedNetwork) -> bytes:

@@ -133,7 +133,7 @@ def seed_library(
                 adapted.pruned.mask,
                 accuracy_before=adapted.before,
                 accuracy_after=adapted.after,
-                iterations=adapted.kept,
+                iterations=settings.iterations,
                 contributor=contributor_of(name),
             )
         entries.append(library.entry(entry))
