@@ -23,7 +23,7 @@ from common.images import SomeImages
 from common.importance import rank
 from common.mask import Mask, Scores
 from common.process_memory import give_back
-from common.pruning import Pruned, PruningSettings, stages_of
+from common.pruning import Pruned, PruningSettings, reachable, stages_of
 from common.rebuild import rebuild
 from common.subnetwork import cut
 from common.task_data import Task
@@ -154,7 +154,7 @@ class _Adaptation:
         file: TuningFile | None,
     ) -> None:
         """Begin, or go on where the file was written last."""
-        self._target = _reachable(self._mask, target) if pruning is not None else None
+        self._target = reachable(self._mask, target) if pruning is not None else None
         self._file = file
         self._identity = self._identified(pruning) if file is not None else ""
         kept = None if file is None else file.read(self._identity)
@@ -346,14 +346,6 @@ class _Adaptation:
         told = (settings, pruning, self._target, self._mask.digest, self._task.classes)
         digest.update(f"{told} {weights_digest(self._network.state_dict())}".encode())
         return digest.hexdigest()
-
-
-def _reachable(mask: Mask, target: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The target within what the mask holds; None where nothing is to be cut."""
-    if target is None:
-        return None
-    counts = tuple(min(want, held) for want, held in zip(target, mask.counts, strict=True))
-    return None if counts == mask.counts else counts
 
 
 @contextmanager

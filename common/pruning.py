@@ -35,6 +35,14 @@ class Stage:
     counts: Counts | None = None
 
 
+def reachable(mask: Mask, target: Sequence[int] | None) -> Counts | None:
+    """Units per group to end with: the target, but no more than the mask holds; None if none is cut."""
+    if target is None:
+        return None
+    counts = tuple(min(want, held) for want, held in zip(target, mask.counts, strict=True))
+    return None if counts == mask.counts else counts
+
+
 def stages_of(
     settings: FineTuneSettings,
     mask: Mask,
@@ -53,9 +61,8 @@ def stages_of(
         return whole
     if mask.structure.units == 0:
         raise InputError("nothing of this backbone can be cut; choose other kinds of groups")
-    start = mask.counts
-    target = [min(want, held) for want, held in zip(target, start, strict=True)]
-    if tuple(target) == start or settings.iterations == 0:
+    start, final = mask.counts, reachable(mask, target)
+    if final is None or settings.iterations == 0:
         return whole
     pruned_at = max(1, round(settings.iterations * (1 - pruning.settle)))
     rounds = min(pruning.rounds, pruned_at)
@@ -64,7 +71,7 @@ def stages_of(
         share, until = number / rounds, round(pruned_at * number / rounds)
         counts = tuple(
             want if number == rounds else max(want, round(n * (want / n) ** share))
-            for n, want in zip(start, target, strict=True)
+            for n, want in zip(start, final, strict=True)
         )
         stages.append(Stage(until - planned, 1.0, counts))
         planned = until
